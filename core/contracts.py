@@ -1,0 +1,219 @@
+"""What the parts of the engine say to one another: data types and protocols, no behaviour.
+
+Letters used in shapes throughout `core`: N atoms, S structures, E edges, P parameters,
+M members of an ensemble, D features. Energies in eV, lengths in Å, time in fs, forces in eV/Å.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from core.structures import Structure
+
+if TYPE_CHECKING:  # torch is loaded by the worker only
+    import torch
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class Label:
+    """What a reference method says about one structure.
+
+    Attributes:
+        energy: total energy without any bias, eV.
+        forces: (N, 3), eV/Å.
+        fingerprint: the level of theory, see `Fingerprint.text`; never mixed within one head.
+        wall_s: what the calculation cost.
+    """
+
+    structure: Structure
+    energy: float
+    forces: Array
+    fingerprint: str
+    wall_s: float = 0.0
+    stress: Array | None = None
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A reference calculation that gave nothing usable.
+
+    `kind` is one of "unconverged", "timeout", "crashed", "cancelled", "rejected" (the numbers
+    came back but contradict themselves), "unsupported".
+    """
+
+    kind: str
+    message: str
+    wall_s: float = 0.0
+
+
+class Reference(Protocol):
+    """A level of theory. Instances are plain data and can be sent to another process."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Program, version, method, basis, charge and spin in one line."""
+        ...
+
+    def check(self, structure: Structure) -> None:
+        """Raise `LabelError` where the method cannot treat `structure`."""
+        ...
+
+    def compute(self, structure: Structure) -> Label:
+        """Return the label; raise `LabelError` where there is none. Blocks; one thread."""
+        ...
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Energies and forces of S structures, in the order they were given.
+
+    Attributes:
+        energies: (S,), eV, without the campaign's energy offset.
+        forces: S arrays (N_s, 3), eV/Å; None where not asked for.
+        features: S arrays (N_s, D) of rotation-invariant node features; None where not asked for.
+    """
+
+    energies: Array
+    forces: tuple[Array, ...] | None = None
+    features: tuple[Array, ...] | None = None
+
+
+class Graphs(Protocol):
+    """S structures prepared for a potential (edges, one-hot elements); opaque to others."""
+
+    n_structures: int
+    n_atoms: Sequence[int]
+
+
+class Potential(Protocol):
+    """A differentiable interatomic potential whose weights can be read, set and sampled.
+
+    The flat parameter vector `theta` has shape (P,), float32 or float64 as the potential.
+    Methods that take `theta=None` use the weights in force.
+    """
+
+    name: str
+    elements: tuple[int, ...]
+    cutoff: float
+    n_parameters: int
+    dtype: torch.dtype
+
+    def get_theta(self) -> torch.Tensor:
+        """Return a *copy* of the flat parameter vector (P,)."""
+        ...
+
+    def set_theta(self, theta: torch.Tensor) -> None:
+        """Put `theta` (P,) in force."""
+        ...
+
+    def blocks(self) -> dict[str, slice]:
+        """Return parameter name -> slice of `theta`, in order."""
+        ...
+
+    def check(self, structure: Structure) -> None:
+        """Raise `ModelError` naming the elements of `structure` the potential does not know."""
+        ...
+
+    def graphs(self, structures: Sequence[Structure]) -> Graphs:
+        """Build the graph batch once; reuse it for repeated calls on the same structures."""
+        ...
+
+    def predict(
+        self, structures: Sequence[Structure], *, forces: bool = True, features: bool = False
+    ) -> Prediction:
+        """Energies, and on request forces and invariant features, as numpy arrays."""
+        ...
+
+    def energy_and_forces(
+        self, graphs: Graphs, *, create_graph: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Energies (S,) and forces (ΣN, 3), differentiable in the weights if `create_graph`."""
+        ...
+
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """Trainable tensors in the order of `theta`."""
+        ...
+
+    def rows(self, structure: Structure, *, forces: bool = True) -> torch.Tensor:
+        """∂(E, F)/∂θ: (1 + 3N, P), energy row first; (1, P) without forces."""
+        ...
+
+    def directional(
+        self, structure: Structure, directions: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return (∂E/∂θ, (P,)), and for directions (M, P): dE (M,), dF (M, N, 3)."""
+        ...
+
+    def evaluator(self, structure: Structure) -> Callable[[Array], tuple[float, Array]]:
+        """Return a fast positions (N, 3) -> (energy, forces) function for MD, weights shared."""
+        ...
+
+
+@dataclass(frozen=True)
+class LabelSet:
+    """Labels a posterior learns from, with the constant of each removed.
+
+    `energies` are the labels' energies minus the campaign's offset, so that they are comparable
+    with the potential's own.
+    """
+
+    structures: tuple[Structure, ...]
+    energies: Array
+    forces: tuple[Array, ...]
+
+    def __len__(self) -> int:
+        return len(self.structures)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A posterior's opinion of one structure, before calibration.
+
+    Attributes:
+        energy: predictive mean, eV (without offset). forces: (N, 3).
+        sigma_energy: standard deviation of the total energy, eV.
+        sigma_forces: (N,) standard deviation of each atom's force vector (root of the summed
+            variance of its three components), eV/Å.
+    """
+
+    energy: float
+    forces: Array
+    sigma_energy: float
+    sigma_forces: Array
+
+
+@dataclass(frozen=True)
+class Info:
+    """Diagnostics of one update; nothing in it is needed to go on."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+
+
+class Posterior(Protocol):
+    """The shape of every posterior module's algorithm object (see `core.posterior`)."""
+
+    def init(self, rng: np.random.Generator) -> Any:
+        """Return the state before any label."""
+        ...
+
+    def update(self, state: Any, labels: LabelSet, rng: np.random.Generator) -> tuple[Any, Info]:
+        """Condition on all of `labels` (old ones included); the potential's weights follow."""
+        ...
+
+    def activate(self, state: Any) -> None:
+        """Put the state's mean weights in force in the potential."""
+        ...
+
+    def spread(self, state: Any, structure: Structure) -> Spread:
+        """Mean and standard deviations for one structure."""
+        ...
+
+    def members(self, state: Any) -> torch.Tensor:
+        """Weights of the ensemble members, (M, P)."""
+        ...

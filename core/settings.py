@@ -1,0 +1,321 @@
+"""The one settings schema: default, bounds, unit and help of every field, and the TOML file.
+
+The forms of the app, the command line's help and the documentation are derived from it.
+Quantities with a unit accept text ("0.5 kcal/mol") or a number in the inner unit; they are stored
+in the inner unit. A field marked `live` may be changed while a campaign runs.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from core.errors import InputError, SettingsError
+from core.structures import Structure, check, from_file, from_name, from_smiles
+from core.units import KCAL_PER_MOL, parse_energy, parse_force
+
+
+def _quantity(parse: Any) -> BeforeValidator:
+    def convert(value: Any) -> Any:
+        if value is None:
+            return None
+        try:
+            return parse(value, "value")
+        except SettingsError as error:
+            raise ValueError(str(error).removeprefix("value: ")) from error
+
+    return BeforeValidator(convert)
+
+
+Energy = Annotated[float, _quantity(parse_energy)]
+Force = Annotated[float, _quantity(parse_force)]
+
+
+def _live(**extra: Any) -> dict[str, Any]:
+    return {"live": True, **extra}
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class StructureSettings(_Section):
+    """What is simulated: exactly one of smiles, file and name."""
+
+    smiles: str | None = Field(None, description="Molecule as SMILES.")
+    file: str | None = Field(None, description="Structure file (xyz, cif, pdb, sdf, ...).")
+    name: str | None = Field(None, description="Name in ASE's molecule library.")
+    charge: int | None = Field(None, ge=-20, le=20, description="Total charge, e.")
+    spin: int | None = Field(None, ge=0, le=20, description="Number of unpaired electrons.")
+
+    @model_validator(mode="after")
+    def _one(self) -> StructureSettings:
+        given = [k for k in ("smiles", "file", "name") if getattr(self, k)]
+        if len(given) != 1:
+            raise ValueError(
+                f"exactly one of smiles, file and name is needed, but {len(given)} were given"
+            )
+        return self
+
+
+class PotentialSettings(_Section):
+    """The foundation model."""
+
+    model: str = Field("bundled", description="Name of a foundation model, or a bundle folder.")
+    dtype: Literal["float32", "float64"] = Field("float32", description="Precision of the model.")
+    threads: int = Field(1, ge=1, le=64, description="CPU threads of MD and fine-tuning.")
+
+
+class DynamicsSettings(_Section):
+    """Molecular dynamics."""
+
+    ensemble: Literal["langevin", "nose-hoover", "nve"] = Field(
+        "langevin", description="Thermostat, or nve for constant energy."
+    )
+    temperature_K: float = Field(
+        300.0, gt=0, le=10_000, description="Temperature.", json_schema_extra=_live(unit="K")
+    )
+    timestep_fs: float = Field(
+        0.5, gt=0, le=5, description="Time step.", json_schema_extra={"unit": "fs"}
+    )
+    friction_per_fs: float = Field(
+        0.01, gt=0, le=1, description="Langevin friction.", json_schema_extra={"unit": "1/fs"}
+    )
+    steps: int = Field(
+        5000, ge=1, le=100_000_000, description="Steps to run.", json_schema_extra=_live()
+    )
+    check_every: int = Field(
+        10, ge=1, le=10_000, description="Steps between uncertainty checks and stored frames."
+    )
+    max_speed_factor: float = Field(
+        20.0, gt=1, description="Reset when the kinetic temperature exceeds this multiple."
+    )
+
+
+class TrustSettings(_Section):
+    """The accuracy that is asked for."""
+
+    energy_tolerance: Energy | None = Field(
+        None,
+        gt=0,
+        description="Largest acceptable error of the total energy; default 0.5 kcal/mol·√(N/9).",
+        json_schema_extra=_live(unit="eV"),
+    )
+    force_tolerance: Force | None = Field(
+        0.15,
+        gt=0,
+        description="Largest acceptable error of any atom's force; none to decide by energy only.",
+        json_schema_extra=_live(unit="eV/Å"),
+    )
+    confidence: float = Field(
+        0.95,
+        gt=0.5,
+        lt=1,
+        description="Wanted probability of staying within the tolerances.",
+        json_schema_extra=_live(),
+    )
+    initial_labels: int = Field(8, ge=2, le=200, description="Frames labelled before any trust.")
+    initial_stride: int = Field(20, ge=1, le=10_000, description="Steps between those frames.")
+
+    def energy_tolerance_for(self, n_atoms: int) -> float:
+        """Return the tolerance of the total energy in eV for a structure of `n_atoms`."""
+        if self.energy_tolerance is not None:
+            return self.energy_tolerance
+        return 0.5 * KCAL_PER_MOL * math.sqrt(n_atoms / 9)
+
+
+class PosteriorSettings(_Section):
+    """How uncertainty over the weights is represented and learned."""
+
+    kind: Literal["linearised", "sghmc"] = Field("linearised", description="Posterior.")
+    prior_std: float = Field(0.5, gt=0, description="Prior spread of each weight (linearised).")
+    noise_energy: Energy = Field(
+        0.01, gt=0, description="Label noise of the energy.", json_schema_extra={"unit": "eV"}
+    )
+    noise_force: Force = Field(
+        0.1, gt=0, description="Label noise of a force component.",
+        json_schema_extra={"unit": "eV/Å"},
+    )  # fmt: skip
+    tuning_steps: int = Field(60, ge=1, le=100_000, description="Gradient steps for each label.")
+    members: int = Field(16, ge=2, le=128, description="Weight samples (linearised).")
+    chains: int = Field(8, ge=2, le=64, description="Chains (sghmc).")
+    sghmc_steps: int = Field(2000, ge=10, description="Steps per chain and label (sghmc).")
+    sghmc_prior_std: float = Field(0.5, gt=0, description="Prior spread of each weight (sghmc).")
+    sghmc_learning_rate: float = Field(1e-3, gt=0, description="Initial step size (sghmc).")
+    sghmc_friction: float = Field(0.1, gt=0, lt=1, description="Friction (sghmc).")
+
+
+class LabellingSettings(_Section):
+    """Reference calculations, and who decides about them."""
+
+    reference: str = Field(
+        "gfn2-xtb", description="gfn1-xtb, gfn2-xtb, or teacher:BUNDLE (a frozen potential)."
+    )
+    mode: Literal["approve", "threshold", "batch"] = Field(
+        "threshold",
+        description="approve: ask for each frame; threshold: label without asking; batch: collect.",
+        json_schema_extra=_live(),
+    )
+    batch_size: int = Field(
+        8, ge=1, le=1000, description="Frames proposed at once.", json_schema_extra=_live()
+    )
+    time_limit_s: float = Field(
+        600.0, gt=0, description="A label that takes longer is cancelled.",
+        json_schema_extra=_live(unit="s"),
+    )  # fmt: skip
+    processes: int = Field(1, ge=1, le=64, description="Reference calculations side by side.")
+    max_labels: int = Field(
+        1000, ge=1, description="Labels after which the campaign pauses.", json_schema_extra=_live()
+    )
+    resume_from: Literal["flagged", "last-trusted"] = Field(
+        "flagged", description="Where MD goes on after an update.", json_schema_extra=_live()
+    )
+    seed: int = Field(1, ge=0, le=2**32 - 1, description="Seed of all random numbers.")
+
+
+class Settings(_Section):
+    """A campaign's settings; `[structure]` is the only section that must be given."""
+
+    structure: StructureSettings
+    potential: PotentialSettings = PotentialSettings()
+    dynamics: DynamicsSettings = DynamicsSettings()
+    trust: TrustSettings = TrustSettings()
+    posterior: PosteriorSettings = PosteriorSettings()
+    labelling: LabellingSettings = LabellingSettings()
+
+    def with_value(self, path: str, value: Any) -> Settings:
+        """Return settings with the field `path` ("trust.confidence") set to `value`.
+
+        Raises:
+            SettingsError: no such field, or a value that is not accepted.
+        """
+        section, _, name = path.partition(".")
+        data = self.model_dump()
+        if section not in data or name not in data[section]:
+            raise SettingsError(f"There is no setting {path!r}.")
+        data[section][name] = value
+        return from_dict(data)
+
+    def to_json(self) -> str:
+        """Return the settings as one JSON object, every field written out."""
+        return self.model_dump_json()
+
+
+def fields() -> list[dict[str, Any]]:
+    """Return path, type, default, unit, help, bounds and `live` of every field."""
+    listed = []
+    for section, info in Settings.model_fields.items():
+        schema = info.annotation.model_json_schema()  # type: ignore[union-attr]
+        for name, entry in schema["properties"].items():
+            types = [t for t in entry.get("anyOf", [entry]) if t.get("type") != "null"]
+            listed.append(
+                {
+                    "path": f"{section}.{name}",
+                    "help": entry.get("description", ""),
+                    "default": entry.get("default"),
+                    "unit": entry.get("unit"),
+                    "live": bool(entry.get("live", False)),
+                    **{k: v for k, v in types[0].items() if k in _BOUNDS},
+                }
+            )
+    return listed
+
+
+_BOUNDS = ("type", "enum", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
+
+
+def live_paths() -> frozenset[str]:
+    """Return the paths of all fields that may be changed while a campaign runs."""
+    return frozenset(entry["path"] for entry in fields() if entry["live"])
+
+
+def from_dict(data: dict[str, Any], where: str = "settings") -> Settings:
+    """Validate a nested dictionary.
+
+    Raises:
+        SettingsError: one line per field that is not accepted, with the value given.
+    """
+    try:
+        return Settings.model_validate(data)
+    except ValidationError as error:
+        lines = [_explain(entry) for entry in error.errors()]
+        raise SettingsError(f"{where}: " + "; ".join(lines)) from error
+
+
+def _explain(entry: Any) -> str:
+    path = ".".join(str(part) for part in entry["loc"]) or "settings"
+    given = entry.get("input")
+    if entry["type"] == "extra_forbidden":
+        return f"{path} is not a setting{_nearest(path)}"
+    if entry["type"] == "missing":
+        return f"{path} is missing"
+    message = entry["msg"].removeprefix("Value error, ")
+    shown = "" if isinstance(given, dict) else f" (given: {given!r})"
+    return f"{path}: {message}{shown}"
+
+
+def _nearest(path: str) -> str:
+    known = [entry["path"] for entry in fields()] + list(Settings.model_fields)
+    close = difflib.get_close_matches(path, known, n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def load(path: str | Path) -> Settings:
+    """Read a settings TOML file; a relative `structure.file` is relative to it.
+
+    Raises:
+        SettingsError: missing file, malformed TOML, or fields that are not accepted.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise SettingsError(f"There is no settings file {path}.")
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path.name} is not valid TOML: {error}.") from error
+    settings = from_dict(data, path.name)
+    file = settings.structure.file
+    if file and not Path(file).is_absolute():
+        settings = settings.with_value("structure.file", str((path.parent / file).resolve()))
+    return settings
+
+
+def from_json(text: str) -> Settings:
+    """Read what `Settings.to_json` wrote."""
+    return from_dict(json.loads(text))
+
+
+def structure_of(settings: Settings) -> Structure:
+    """Build the start structure.
+
+    Raises:
+        InputError: the structure cannot be read or simulated.
+    """
+    given = settings.structure
+    if given.smiles:
+        structure = from_smiles(given.smiles)
+    elif given.file:
+        structure = from_file(given.file)
+    elif given.name:
+        structure = from_name(given.name)
+    else:
+        raise InputError("No structure was given.")
+    if given.charge is None and given.spin is None:
+        return structure
+    return check(
+        Structure(
+            structure.numbers,
+            structure.positions,
+            structure.cell,
+            structure.pbc,
+            structure.charge if given.charge is None else given.charge,
+            structure.spin if given.spin is None else given.spin,
+            structure.fixed,
+        )
+    )

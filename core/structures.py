@@ -1,0 +1,271 @@
+"""One immutable structure type, and how people's files, SMILES and names become one.
+
+A file is read as text by ASE's own parser of a few declared formats: nothing that could be a
+program (pickle, ASE's trajectory or database formats) is ever opened.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import ase
+import ase.build
+import ase.data
+import ase.io
+import ase.neighborlist
+import numpy as np
+
+from core.errors import StructureError
+
+FORMATS = {
+    ".xyz": "extxyz",
+    ".extxyz": "extxyz",
+    ".cif": "cif",
+    ".pdb": "proteindatabank",
+    ".sdf": "sdf",
+    ".mol": "sdf",
+    ".gen": "gen",
+    ".vasp": "vasp",
+    ".poscar": "vasp",
+}
+"""File suffixes that are accepted, and the ASE format each is read with."""
+
+MAX_FILE_BYTES = 64 * 1024 * 1024
+MAX_ATOMS = 20_000
+TOO_CLOSE = 0.4
+"""Two atoms nearer than this fraction of the sum of their covalent radii overlap."""
+
+
+@dataclass(frozen=True, eq=False)
+class Structure:
+    """Atoms at one moment.
+
+    Attributes:
+        numbers: (N,) atomic numbers. positions: (N, 3), Å.
+        cell: (3, 3), Å, rows are lattice vectors; zeros for a molecule. pbc: periodic directions.
+        charge: total charge, e. spin: number of unpaired electrons.
+        fixed: indices of atoms that do not move.
+    """
+
+    numbers: np.ndarray
+    positions: np.ndarray
+    cell: np.ndarray = field(default_factory=lambda: np.zeros((3, 3)))
+    pbc: tuple[bool, bool, bool] = (False, False, False)
+    charge: int = 0
+    spin: int = 0
+    fixed: tuple[int, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    @property
+    def formula(self) -> str:
+        """Chemical formula in Hill order, for people."""
+        return ase.Atoms(numbers=self.numbers).get_chemical_formula()
+
+    @property
+    def key(self) -> str:
+        """Content hash of everything that decides a label (positions to 1e-6 Å)."""
+        digest = hashlib.sha256()
+        for part in (
+            self.numbers.astype("<i4"),
+            np.round(self.positions * 1e6).astype("<i8"),
+            np.round(self.cell * 1e6).astype("<i8"),
+            np.array([*self.pbc, self.charge, self.spin], dtype="<i4"),
+        ):
+            digest.update(np.ascontiguousarray(part).tobytes())
+        return digest.hexdigest()[:24]
+
+    def moved(self, positions: np.ndarray) -> Structure:
+        """Return the same atoms at other positions (N, 3)."""
+        return Structure(
+            self.numbers, np.array(positions, dtype=float), self.cell, self.pbc,
+            self.charge, self.spin, self.fixed,
+        )  # fmt: skip
+
+    def to_atoms(self) -> ase.Atoms:
+        """Return an ASE Atoms with constraints, charge and spin in `info`."""
+        atoms = ase.Atoms(
+            numbers=self.numbers, positions=self.positions, cell=self.cell, pbc=self.pbc
+        )
+        atoms.info.update(charge=self.charge, spin=self.spin)
+        if self.fixed:
+            from ase.constraints import FixAtoms
+
+            atoms.set_constraint(FixAtoms(indices=list(self.fixed)))
+        return atoms
+
+
+def from_atoms(atoms: ase.Atoms, *, charge: int | None = None, spin: int | None = None) -> Structure:
+    """Return the structure of an ASE Atoms; constraints other than fixed atoms are not kept."""
+    from ase.constraints import FixAtoms
+
+    fixed = [c.get_indices() for c in atoms.constraints if isinstance(c, FixAtoms)]
+    return Structure(
+        numbers=np.array(atoms.numbers, dtype=int),
+        positions=np.array(atoms.positions, dtype=float),
+        cell=np.array(atoms.cell.array, dtype=float),
+        pbc=tuple(bool(p) for p in atoms.pbc),
+        charge=int(atoms.info.get("charge", 0) if charge is None else charge),
+        spin=int(atoms.info.get("spin", 0) if spin is None else spin),
+        fixed=tuple(int(i) for i in np.concatenate(fixed)) if fixed else (),
+    )
+
+
+def check(structure: Structure) -> Structure:
+    """Return `structure` if it can be simulated.
+
+    Raises:
+        StructureError: no atoms, non-finite or overlapping positions, impossible spin.
+    """
+    n = len(structure)
+    if n == 0:
+        raise StructureError("The structure has no atoms; give at least one.")
+    if n > MAX_ATOMS:
+        raise StructureError(f"The structure has {n} atoms; at most {MAX_ATOMS} are accepted.")
+    if not np.isfinite(structure.positions).all():
+        raise StructureError("The structure has positions that are not finite numbers.")
+    if (structure.numbers < 1).any() or (structure.numbers > 118).any():
+        raise StructureError("The structure has atoms that are no chemical element.")
+    electrons = int(structure.numbers.sum()) - structure.charge
+    if electrons < 0 or (electrons - structure.spin) % 2:
+        raise StructureError(
+            f"{structure.formula} with charge {structure.charge} has {electrons} electrons, which "
+            f"cannot leave {structure.spin} unpaired; set structure.charge or structure.spin."
+        )
+    _check_distances(structure)
+    return structure
+
+
+def _check_distances(structure: Structure) -> None:
+    pair = closest_pair(structure)
+    if pair is None:
+        return
+    i, j, distance, limit = pair
+    if distance < limit:
+        names = [f"{ase.data.chemical_symbols[structure.numbers[k]]}{k + 1}" for k in (i, j)]
+        raise StructureError(
+            f"Atoms {names[0]} and {names[1]} are {distance:.2f} Å apart and overlap (at least "
+            f"{limit:.2f} Å is accepted); check the coordinates and their unit (Å)."
+        )
+
+
+def closest_pair(structure: Structure) -> tuple[int, int, float, float] | None:
+    """Return (i, j, distance Å, smallest acceptable distance Å) of the most overlapping pair."""
+    radii = ase.data.covalent_radii[structure.numbers]
+    i, j, d = ase.neighborlist.primitive_neighbor_list(
+        "ijd", structure.pbc, structure.cell if any(structure.pbc) else np.eye(3),
+        structure.positions, cutoff=2 * TOO_CLOSE * float(radii.max()) + 1e-3,
+        self_interaction=False,
+    )  # fmt: skip
+    if len(d) == 0:
+        return None
+    limits = TOO_CLOSE * (radii[i] + radii[j])
+    worst = int(np.argmin(d / limits))
+    return int(i[worst]), int(j[worst]), float(d[worst]), float(limits[worst])
+
+
+def from_smiles(smiles: str, *, seed: int = 1) -> Structure:
+    """Embed a SMILES string in space (ETKDG, then MMFF94).
+
+    Raises:
+        StructureError: rdkit is absent, or the string is no molecule it can embed.
+    """
+    try:
+        from rdkit import Chem, RDLogger
+        from rdkit.Chem import AllChem
+    except ImportError as error:
+        raise StructureError(
+            "Reading SMILES needs rdkit; install it with: pip install 'flywise[chem]'."
+        ) from error
+    RDLogger.DisableLog("rdApp.*")
+    molecule = Chem.MolFromSmiles(smiles)
+    if molecule is None or molecule.GetNumAtoms() == 0:
+        raise StructureError(
+            f"{smiles!r} is not a SMILES string rdkit can read; write for example 'CCO'."
+        )
+    molecule = Chem.AddHs(molecule)
+    if AllChem.EmbedMolecule(molecule, randomSeed=seed) != 0:
+        raise StructureError(
+            f"No 3D geometry could be built for {smiles!r}; give a structure file instead."
+        )
+    if AllChem.MMFFHasAllMoleculeParams(molecule):
+        AllChem.MMFFOptimizeMolecule(molecule, maxIters=2000)
+    return check(
+        Structure(
+            numbers=np.array([a.GetAtomicNum() for a in molecule.GetAtoms()]),
+            positions=np.array(molecule.GetConformer().GetPositions()),
+            charge=Chem.GetFormalCharge(molecule),
+            spin=sum(a.GetNumRadicalElectrons() for a in molecule.GetAtoms()),
+        )
+    )
+
+
+def from_name(name: str) -> Structure:
+    """Return a molecule of ASE's library by name ("CH3CH2OH").
+
+    Raises:
+        StructureError: ASE does not know the name.
+    """
+    try:
+        atoms = ase.build.molecule(name)
+    except KeyError as error:
+        raise StructureError(
+            f"{name!r} is not in ASE's molecule library; names look like 'CH3CH2OH', 'H2O', "
+            "'C6H6'. A SMILES string goes into structure.smiles."
+        ) from error
+    spin = int(round(abs(atoms.get_initial_magnetic_moments().sum())))
+    return check(from_atoms(atoms, charge=0, spin=spin))
+
+
+def from_file(path: str | Path, *, index: int = 0) -> Structure:
+    """Read one structure from a file in one of `FORMATS`.
+
+    Raises:
+        StructureError: missing, empty, too large, of another format, or not parseable.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise StructureError(f"There is no file {path}; give the path of a structure file.")
+    if path.stat().st_size > MAX_FILE_BYTES:
+        raise StructureError(f"{path.name} is larger than {MAX_FILE_BYTES >> 20} MB.")
+    return from_bytes(path.read_bytes(), path.name, index=index)
+
+
+def from_bytes(data: bytes, filename: str, *, index: int = 0) -> Structure:
+    """Read one structure from an upload; the suffix of `filename` decides the format.
+
+    Raises:
+        StructureError: as `from_file`.
+    """
+    suffix = Path(filename).suffix.lower()
+    if suffix not in FORMATS:
+        raise StructureError(
+            f"{filename}: files ending in {suffix or '(nothing)'} are not accepted; "
+            f"accepted: {', '.join(FORMATS)}."
+        )
+    if not data.strip():
+        raise StructureError(f"{filename} is empty; it must hold at least one atom.")
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise StructureError(f"{filename} is not a text file; nothing in it was opened.") from error
+    if "\0" in text:
+        raise StructureError(f"{filename} is not a text file; nothing in it was opened.")
+    return check(from_atoms(_parse(text, filename, FORMATS[suffix], index)))
+
+
+def _parse(text: str, filename: str, fmt: str, index: int) -> ase.Atoms:
+    try:
+        atoms = ase.io.read(io.StringIO(text), index=index, format=fmt)
+    except Exception as error:  # ASE's parsers raise anything on malformed text
+        raise StructureError(
+            f"{filename} could not be read as {fmt}: {type(error).__name__}: {error}. "
+            "Check the file, or convert it to extended XYZ."
+        ) from error
+    if isinstance(atoms, list) or not isinstance(atoms, ase.Atoms):
+        raise StructureError(f"{filename} holds no structure at position {index}.")
+    return atoms
