@@ -124,6 +124,22 @@ class Potential(Protocol):
         """Build the graph batch once; reuse it for repeated calls on the same structures."""
         ...
 
+    def edges(self, structure: Structure) -> Any:
+        """Return the pairs of `structure` within the cutoff, for `collate`."""
+        ...
+
+    def collate(self, structures: Sequence[Structure], edges: Sequence[Any]) -> Graphs:
+        """Join structures whose `edges` are known into one batch."""
+        ...
+
+    def isolated_energy(self, structure: Structure) -> float:
+        """Return the summed energy of the isolated atoms, eV."""
+        ...
+
+    def weights_hash(self) -> str:
+        """Return a short hash of the weights in force."""
+        ...
+
     def predict(
         self, structures: Sequence[Structure], *, forces: bool = True, features: bool = False
     ) -> Prediction:
@@ -133,7 +149,10 @@ class Potential(Protocol):
     def energy_and_forces(
         self, graphs: Graphs, *, create_graph: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Energies (S,) and forces (ΣN, 3), differentiable in the weights if `create_graph`."""
+        """Interaction energies (S,), without isolated atoms, and forces (ΣN, 3), eV and eV/Å.
+
+        Differentiable in the weights if `create_graph`.
+        """
         ...
 
     def parameters(self) -> list[torch.nn.Parameter]:

@@ -1,14 +1,14 @@
 """The tree of errors. Each message says what was given, what is accepted, what to do.
 
-    FlywiseError
-    ├── InputError              what a person gave cannot be used
-    │   ├── SettingsError           a settings file or a single field
-    │   ├── StructureError          a molecule or crystal
-    │   └── ModelError              a potential: file, format, elements it does not know
-    │       └── UnsafeFileError         a file that would run code when opened
-    ├── LabelError              a reference calculation gave no usable label
-    ├── CampaignError           the campaign directory: locked, missing, of another version
-    └── CanaryError             new weights failed the check before entering a simulation
+FlywiseError
+├── InputError              what a person gave cannot be used
+│   ├── SettingsError           a settings file or a single field
+│   ├── StructureError          a molecule or crystal
+│   └── ModelError              a potential: file, format, elements it does not know
+│       └── UnsafeFileError         a file that would run code when opened
+├── LabelError              a reference calculation gave no usable label
+├── CampaignError           the campaign directory: locked, missing, of another version
+└── CanaryError             new weights failed the check before entering a simulation
 """
 
 from __future__ import annotations

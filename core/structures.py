@@ -99,7 +99,9 @@ class Structure:
         return atoms
 
 
-def from_atoms(atoms: ase.Atoms, *, charge: int | None = None, spin: int | None = None) -> Structure:
+def from_atoms(
+    atoms: ase.Atoms, *, charge: int | None = None, spin: int | None = None
+) -> Structure:
     """Return the structure of an ASE Atoms; constraints other than fixed atoms are not kept."""
     from ase.constraints import FixAtoms
 

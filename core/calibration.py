@@ -1,0 +1,152 @@
+"""Online calibration: from a posterior's raw σ to probabilities of staying within a tolerance.
+
+Total energy: Student-t predictive with a Gamma prior on the error's precision (arXiv 2507.13805).
+Forces: the largest atomic force error is a positive maximum, not a signed Gaussian; the ratio
+max|ΔF| / max σ_F is bounded by an online conformal quantile. Arrays and floats only.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy import stats
+
+PRIOR_SHAPE = 1.5
+PRIOR_RATE = 10.0
+"""λ ~ Gamma(shape, rate), e = λ^(-1/2) σ z: as published (arXiv 2507.13805)."""
+
+
+@dataclass(frozen=True)
+class EnergyCalibration:
+    """Posterior over the scale of energy errors, from z = (E_ref - Ê)/σ of earlier labels.
+
+    Attributes:
+        weight: (decayed) number of labels. sum_z2: (decayed) sum of z².
+        memory: labels after which the past counts 1/e; infinite to forget nothing.
+    """
+
+    weight: float = 0.0
+    sum_z2: float = 0.0
+    shape: float = PRIOR_SHAPE
+    rate: float = PRIOR_RATE
+    memory: float = math.inf
+
+    def update(self, z: float) -> EnergyCalibration:
+        """Take in one z-score measured *before* the model saw the label."""
+        keep = math.exp(-1.0 / self.memory) if math.isfinite(self.memory) else 1.0
+        return replace(self, weight=keep * self.weight + 1, sum_z2=keep * self.sum_z2 + z * z)
+
+    @property
+    def degrees_of_freedom(self) -> float:
+        """ν = 2·shape + n."""
+        return 2 * self.shape + self.weight
+
+    @property
+    def scale(self) -> float:
+        """Factor by which σ is multiplied to give the scale of the Student-t."""
+        return math.sqrt((self.rate + self.sum_z2 / 2) / (self.shape + self.weight / 2))
+
+    def probability_within(self, sigma: float, tolerance: float) -> float:
+        """Return P(|e| < tolerance) for a raw standard deviation `sigma` (both eV)."""
+        t = tolerance / max(sigma * self.scale, 1e-300)
+        return float(2 * stats.t.cdf(t, self.degrees_of_freedom) - 1)
+
+    def interval(self, sigma: float, confidence: float) -> float:
+        """Return b (eV) with P(|e| < b) = `confidence`."""
+        t = stats.t.ppf(0.5 + confidence / 2, self.degrees_of_freedom)
+        return float(t * sigma * self.scale)
+
+
+@dataclass(frozen=True)
+class ForceCalibration:
+    """Online conformal bound on the largest atomic force error.
+
+    `log_ratios` are log(max|ΔF| / max σ_F) of earlier labels, oldest first, at most `window`.
+    """
+
+    log_ratios: tuple[float, ...] = ()
+    window: int = 60
+
+    def update(self, ratio: float) -> ForceCalibration:
+        """Take in one ratio measured *before* the model saw the label."""
+        kept = (*self.log_ratios, math.log(max(ratio, 1e-12)))[-self.window :]
+        return replace(self, log_ratios=kept)
+
+    def factor(self, confidence: float) -> float:
+        """Return the factor q with max|ΔF| < q·max σ_F at `confidence`.
+
+        The conformal quantile ⌈(n+1)c⌉/n of the ratios; while there are too few labels for it, a
+        Student-t tolerance bound on the log-ratios; infinite below two labels.
+        """
+        n = len(self.log_ratios)
+        if n < 2:
+            return math.inf
+        rank = math.ceil((n + 1) * confidence)
+        if rank <= n:
+            return float(math.exp(np.sort(self.log_ratios)[rank - 1]))
+        t = stats.t.ppf(confidence, n - 1)
+        spread = float(np.std(self.log_ratios, ddof=1)) * math.sqrt(1 + 1 / n)
+        return float(math.exp(np.mean(self.log_ratios) + t * spread))
+
+    def bound(self, sigma_max: float, confidence: float) -> float:
+        """Return the bound on the largest atomic force error, eV/Å."""
+        return self.factor(confidence) * sigma_max
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """Whether one frame may be trusted, and why not.
+
+    Attributes:
+        probability: P(|energy error| < tolerance).
+        energy_bound: half-width of the energy's confidence interval, eV.
+        force_bound: bound on the largest atomic force error, eV/Å.
+        reasons: empty if trusted; else any of "energy", "force".
+    """
+
+    probability: float
+    energy_bound: float
+    force_bound: float
+    reasons: tuple[str, ...]
+
+    @property
+    def trusted(self) -> bool:
+        """True where no tolerance is likely to be broken."""
+        return not self.reasons
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Both calibrations of one campaign; immutable, rebuilt from the journal on resume."""
+
+    energy: EnergyCalibration = EnergyCalibration()
+    force: ForceCalibration = ForceCalibration()
+
+    def update(self, z: float, force_ratio: float) -> Calibration:
+        """Take in one label measured before the update that used it."""
+        return Calibration(self.energy.update(z), self.force.update(force_ratio))
+
+    def assess(
+        self,
+        sigma_energy: float,
+        sigma_force_max: float,
+        *,
+        energy_tolerance: float,
+        force_tolerance: float | None,
+        confidence: float,
+    ) -> Assessment:
+        """Compare a frame's raw σ with the tolerances (eV, eV/Å)."""
+        probability = self.energy.probability_within(sigma_energy, energy_tolerance)
+        force_bound = self.force.bound(sigma_force_max, confidence)
+        broken = {
+            "energy": probability < confidence,
+            "force": force_tolerance is not None and force_bound > force_tolerance,
+        }
+        return Assessment(
+            probability=probability,
+            energy_bound=self.energy.interval(sigma_energy, confidence),
+            force_bound=force_bound,
+            reasons=tuple(name for name, bad in broken.items() if bad),
+        )

@@ -1,0 +1,66 @@
+"""From a name or a folder to a potential."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from core.assets import asset
+from core.errors import ModelError
+from core.potentials import bundle
+from core.potentials.base import TorchPotential
+from core.potentials.lennard_jones import LennardJones
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+def available() -> dict[str, str]:
+    """Return name -> one line about each potential that can be loaded by name."""
+    return {
+        "bundled": "MACE trained by Flywise on GFN1-xTB labels of small organic molecules",
+        "lennard-jones": "Lennard-Jones argon, for trying things out",
+    }
+
+
+def load(name: str, *, dtype: str = "float32") -> TorchPotential:
+    """Load a potential by name or from a bundle folder.
+
+    Raises:
+        UnsafeFileError: `name` is a pickled checkpoint. ModelError: nothing of that name.
+    """
+    if name == "lennard-jones":
+        return LennardJones(dtype=DTYPES[dtype])
+    folder = asset("models/bundled") if name == "bundled" else Path(name)
+    if name != "bundled" and not folder.exists():
+        raise ModelError(
+            f"There is no model {name!r}; accepted: {', '.join(available())}, or the path of a "
+            "bundle folder."
+        )
+    config, weights = bundle.read(folder)
+    return from_bundle(config, weights, name=name, dtype=dtype)
+
+
+def from_bundle(
+    config: dict[str, Any], weights: dict[str, torch.Tensor], *, name: str, dtype: str
+) -> TorchPotential:
+    """Build a MACE from what `bundle.read` returned.
+
+    Raises:
+        ModelError: the weights do not belong to the configuration.
+    """
+    from core.potentials.mace import MacePotential
+
+    potential = MacePotential(config["model"], name=name, dtype=DTYPES[dtype])
+    try:
+        potential.module.load_state_dict(weights, strict=True)
+    except RuntimeError as error:
+        raise ModelError(f"The weights of {name!r} do not fit its configuration.") from error
+    return potential
+
+
+def save(potential: TorchPotential, folder: Path, about: dict[str, Any]) -> None:
+    """Write a MACE as a bundle; `about` (plain JSON values) goes beside the configuration."""
+    config = {"model": potential.config, "about": about}  # type: ignore[attr-defined]
+    bundle.write(folder, config, potential.module.state_dict())

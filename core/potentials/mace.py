@@ -1,0 +1,145 @@
+"""The MACE adapter: the only module that imports mace (and e3nn).
+
+Importing mace switches torch's guard against pickled programs off for the whole process; this
+module puts it back. Models are built here from a configuration, never unpickled.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+import torch
+
+from core.errors import ModelError
+from core.potentials.base import GraphBatch, TorchPotential
+
+torch.serialization.add_safe_globals([slice])
+_guard = os.environ.get("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD")
+import mace.modules  # noqa: E402  (must precede e3nn, and the guard must follow it)
+
+if _guard is None:
+    os.environ.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)
+else:
+    os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = _guard
+
+import e3nn  # noqa: E402
+from e3nn import o3  # noqa: E402
+
+CLASSES = ("MACE", "ScaleShiftMACE")
+"""Model classes a bundle may name."""
+
+_INTERACTIONS = mace.modules.interaction_classes
+_GATES = mace.modules.gate_dict
+_IRREPS = ("hidden_irreps", "MLP_irreps")
+
+
+def default_config(
+    elements: tuple[int, ...],
+    isolated: np.ndarray,
+    *,
+    channels: int = 32,
+    cutoff: float = 4.5,
+    avg_num_neighbors: float = 10.0,
+    scale: float = 1.0,
+    shift: float = 0.0,
+) -> dict[str, Any]:
+    """Return a configuration for a new invariant two-layer MACE, as plain JSON values."""
+    return {
+        "class": "ScaleShiftMACE",
+        "r_max": cutoff,
+        "num_bessel": 8,
+        "num_polynomial_cutoff": 5,
+        "max_ell": 3,
+        "interaction_cls": "RealAgnosticResidualInteractionBlock",
+        "interaction_cls_first": "RealAgnosticResidualInteractionBlock",
+        "num_interactions": 2,
+        "num_elements": len(elements),
+        "hidden_irreps": f"{channels}x0e",
+        "MLP_irreps": "16x0e",
+        "gate": "silu",
+        "atomic_energies": [float(e) for e in isolated],
+        "avg_num_neighbors": avg_num_neighbors,
+        "atomic_numbers": [int(z) for z in elements],
+        "correlation": 3,
+        "atomic_inter_scale": scale,
+        "atomic_inter_shift": shift,
+    }
+
+
+class MacePotential(TorchPotential):
+    """A MACE built from a plain configuration (see `default_config`).
+
+    Raises:
+        ModelError: the configuration names something unknown.
+    """
+
+    def __init__(
+        self, config: dict[str, Any], *, name: str = "mace", dtype: torch.dtype = torch.float32
+    ) -> None:
+        self.name = name
+        self.config = dict(config)
+        self.elements = tuple(int(z) for z in config["atomic_numbers"])
+        if list(self.elements) != sorted(self.elements):
+            raise ModelError("atomic_numbers of a bundle must ascend.")
+        self.cutoff = float(config["r_max"])
+        module = _build(config).to(dtype)
+        super().__init__(module, np.array(config["atomic_energies"]).reshape(-1))
+        self._channels = o3.Irreps(config["hidden_irreps"]).count(o3.Irrep(0, 1))
+
+    def node_energies(self, graphs: GraphBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return interaction energies (ΣN,) and the scalar features of all layers (ΣN, D)."""
+        module = self.module
+        attrs = torch.nn.functional.one_hot(graphs.species, len(self.elements)).to(self.dtype)
+        edge_index = torch.stack([graphs.senders, graphs.receivers])
+        heads = torch.zeros_like(graphs.index)
+        atoms = torch.arange(len(graphs.species))
+        positions = graphs.positions
+        vectors = positions[graphs.receivers] - positions[graphs.senders] + graphs.shifts
+        lengths = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
+        feats = module.node_embedding(attrs)
+        edge_attrs = module.spherical_harmonics(vectors)
+        numbers = module.atomic_numbers
+        edge_feats, cutoff = module.radial_embedding(lengths, attrs, edge_index, numbers)
+        energy = torch.zeros(len(atoms), dtype=self.dtype)
+        if hasattr(module, "pair_repulsion"):
+            energy = module.pair_repulsion_fn(lengths, attrs, edge_index, numbers)
+        scalars, layers = [], []
+        for i, (interaction, product) in enumerate(
+            zip(module.interactions, module.products, strict=True)
+        ):
+            feats, skip = interaction(
+                node_attrs=attrs, node_feats=feats, edge_attrs=edge_attrs, edge_feats=edge_feats,
+                edge_index=edge_index, cutoff=cutoff, first_layer=i == 0,
+            )  # fmt: skip
+            feats = product(node_feats=feats, sc=skip, node_attrs=attrs)
+            layers.append(feats)
+            scalars.append(feats[:, : self._channels])
+        for i, readout in enumerate(module.readouts):
+            layer = layers[-1 if len(module.readouts) == 1 else i]
+            energy = energy + readout(layer, heads)[atoms, heads]
+        if hasattr(module, "scale_shift"):
+            energy = module.scale_shift(energy, heads)
+        return energy, torch.cat(scalars, dim=-1)
+
+
+def _build(config: dict[str, Any]) -> torch.nn.Module:
+    values = {k: v for k, v in config.items() if k != "class"}
+    if config.get("class") not in CLASSES:
+        raise ModelError(f"A bundle of class {config.get('class')!r}; accepted: {CLASSES}.")
+    try:
+        for key in ("interaction_cls", "interaction_cls_first"):
+            values[key] = _INTERACTIONS[values[key]]
+        values["gate"] = _GATES[values["gate"]]
+        for key in _IRREPS:
+            values[key] = o3.Irreps(values[key])
+        values["atomic_energies"] = np.array(values["atomic_energies"], dtype=float)
+        before = dict(e3nn.get_optimization_defaults())
+        e3nn.set_optimization_defaults(jit_script_fx=False)
+        try:
+            return getattr(mace.modules, config["class"])(**values)
+        finally:
+            e3nn.set_optimization_defaults(**before)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(f"The bundle's config.json cannot be built: {error!r}.") from error

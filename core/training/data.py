@@ -1,0 +1,65 @@
+"""Training examples prepared once as graphs, and random batches of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from core.contracts import LabelSet, Potential
+
+
+@dataclass(frozen=True)
+class Example:
+    """Targets of a batch of S structures.
+
+    Attributes:
+        graphs: the potential's own batch. energies: (S,) *interaction* energies, eV.
+        forces: (ΣN, 3), eV/Å. n_atoms: (S,).
+    """
+
+    graphs: Any
+    energies: torch.Tensor
+    forces: torch.Tensor
+    n_atoms: torch.Tensor
+
+
+class Dataset:
+    """Labels with everything that does not change between epochs already computed."""
+
+    def __init__(self, potential: Potential, labels: LabelSet) -> None:
+        self._potential = potential
+        self._structures = labels.structures
+        self._forces = [torch.as_tensor(f, dtype=potential.dtype) for f in labels.forces]
+        isolated = np.array([potential.isolated_energy(s) for s in labels.structures])
+        targets = np.asarray(labels.energies, dtype=np.float64) - isolated
+        self._energies = torch.as_tensor(targets, dtype=potential.dtype)
+        self._edges = [potential.edges(s) for s in labels.structures]
+
+    def __len__(self) -> int:
+        return len(self._structures)
+
+    def example(self, indices: Sequence[int]) -> Example:
+        """Collate the examples `indices` into one batch."""
+        structures = [self._structures[i] for i in indices]
+        return Example(
+            graphs=self._potential.collate(structures, [self._edges[i] for i in indices]),
+            energies=self._energies[list(indices)],
+            forces=torch.cat([self._forces[i] for i in indices]),
+            n_atoms=torch.tensor([len(s) for s in structures], dtype=self._potential.dtype),
+        )
+
+
+def batches(
+    n: int, size: int, rng: np.random.Generator, *, weights: np.ndarray | None = None
+) -> Iterator[list[int]]:
+    """Yield one epoch of random batches; with `weights` (n,), drawn with replacement."""
+    if weights is None:
+        order = rng.permutation(n)
+    else:
+        order = rng.choice(n, size=n, p=weights / weights.sum())
+    for start in range(0, n, size):
+        yield order[start : start + size].tolist()
