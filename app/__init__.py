@@ -1,0 +1,4 @@
+"""Flywise in the browser: a Panel app over the campaign's store, queue, events and settings.
+
+Holds no physics; importing it loads no torch.
+"""
