@@ -1,0 +1,311 @@
+"""Make the training data of the bundled foundation model: molecules, geometries, GFN1-xTB labels.
+
+    python make_data.py --out work
+
+Writes `molecules.json`, `valid.npz`, `g2_test.npz`, `atoms.npz` and `chunk_XXXX.npz`. Molecules
+are in random order, so any prefix of the chunks is a fair sample. A second start goes on where
+the first one stopped.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import time
+from itertools import combinations_with_replacement, islice
+from pathlib import Path
+
+import numpy as np
+from ase.build import molecule as g2_molecule
+
+from dataset import Sample, save
+from geometries import Molecule, collision, distort, embed, has_bonds_of, is_broken, pair
+from labels import Frame, NotConvergedError, Surface, dynamics, isolated_atom, relax
+from molecules import g2_closed_shell, generate
+
+SEED = 20250
+N_VALID = 60
+MOLECULES_PER_CHUNK = 30
+RELAX_STEPS = 24
+MD_FRAMES = 10
+DISTORTED = 3
+DIMERS_PER_MOLECULE = 1.2
+SCANS_PER_MOLECULE = 0.5
+LARGEST_FORCE = 30.0
+LARGEST_FORCE_IN_SCANS = 60.0
+LARGEST_DIMER = 22
+VALID_TEMPERATURES = (300.0, 600.0, 1000.0)
+TEST_TEMPERATURES = (300.0, 1000.0)
+DIATOMICS = {(1, 1): 0.74, (6, 6): 1.25, (7, 7): 1.10, (6, 8): 1.13, (8, 8): 1.21}
+
+
+def keep(frame: Frame, kind: str) -> bool:
+    """Whether a frame is worth training on: bounded forces and nothing flown off or merged.
+
+    Pairs of molecules may be any distance apart.
+    """
+    limit = LARGEST_FORCE_IN_SCANS if kind == "scan" else LARGEST_FORCE
+    pair_of_bodies = kind in ("dimer", "scan")
+    whole = pair_of_bodies or not is_broken(frame.numbers, frame.positions)
+    return frame.largest_force <= limit and whole
+
+
+def sample(frame: Frame, molecule: int, kind: str, temperature: float = 0.0) -> Sample:
+    """A labelled frame with its origin."""
+    return Sample(
+        frame.numbers, frame.positions, frame.forces, frame.energy, molecule, kind, temperature
+    )
+
+
+def draw_temperature(rng: np.random.Generator) -> float:
+    """Log-uniform in 300-1,000 K for seven of ten trajectories, else in 1,000-2,000 K."""
+    low, high = (300, 1000) if rng.random() < 0.7 else (1000, 2000)
+    return float(np.exp(rng.uniform(np.log(low), np.log(high))))
+
+
+def relaxed(molecule: Molecule, surface: Surface, seed: int, steps: int) -> list[Frame]:
+    """The path of a short relaxation; empty where the molecule falls apart or cannot be built."""
+    start = embed(molecule, seed)
+    if start is None:
+        return []
+    try:
+        path = list(relax(surface, start, steps))
+    except NotConvergedError:
+        return []
+    sane = has_bonds_of(molecule, path[-1].positions) and path[-1].largest_force < 3.0
+    return path if sane else []
+
+
+def trajectory(
+    surface: Surface, start: np.ndarray, temperature: float, frames: int, rng: np.random.Generator
+) -> list[Frame]:
+    """Every eighth step (tenth above 1,000 K) of Langevin dynamics; stops where it breaks."""
+    timestep = 1.0 if temperature <= 1000 else 0.5
+    stride = 8 if temperature <= 1000 else 10
+    steps = dynamics(surface, start, temperature, timestep, rng)
+    stored: list[Frame] = []
+    try:
+        for frame in islice(steps, 20, 20 + stride * frames, stride):
+            if not keep(frame, "md"):
+                break
+            stored.append(frame)
+    except NotConvergedError:
+        pass
+    return stored
+
+
+def frames_of_molecule(
+    molecule: Molecule, rng: np.random.Generator
+) -> tuple[list[Sample], list[Frame]]:
+    """Equilibrium, MD and distorted frames of one molecule, and its frames for use in dimers."""
+    surface = Surface(molecule.numbers)
+    path = relaxed(molecule, surface, int(rng.integers(2**31)), RELAX_STEPS)
+    if not path:
+        return [], []
+    found = [sample(f, molecule.id, "equilibrium") for f in (path[len(path) // 3], path[-1])]
+    bases = [path[-1]]
+    start = path[-1].positions
+    for half in range(2):
+        if half and rng.random() < 0.5:
+            other = relaxed(molecule, surface, int(rng.integers(2**31)), RELAX_STEPS // 2)
+            start = other[-1].positions if other else start
+        temperature = draw_temperature(rng)
+        stored = trajectory(surface, start, temperature, MD_FRAMES // 2, rng)
+        found += [sample(f, molecule.id, "md", temperature) for f in stored]
+        bases += stored[:: max(1, len(stored) - 1)]
+    for _ in range(DISTORTED):
+        base = bases[int(rng.integers(len(bases)))]
+        found += labelled(surface, distort(molecule, base.positions, rng), molecule.id, "distorted")
+    return found, bases
+
+
+def labelled(surface: Surface, positions: np.ndarray, molecule: int, kind: str) -> list[Sample]:
+    """The frame at these positions in a list, or no frame where it is not worth keeping."""
+    try:
+        frame = surface(positions)
+    except NotConvergedError:
+        return []
+    return [sample(frame, molecule, kind)] if keep(frame, kind) else []
+
+
+def dimer(
+    pool: list[tuple[Molecule, Frame]], rng: np.random.Generator
+) -> tuple[int, np.ndarray, np.ndarray] | None:
+    """Two of the pool's frames in random orientations, contacts of 1.2-6 Å, mostly 1.6-3.5 Å."""
+    (first, a), (_, b) = (pool[int(k)] for k in rng.integers(len(pool), size=2))
+    if len(a.numbers) + len(b.numbers) > LARGEST_DIMER:
+        return None
+    edges = ((1.2, 1.6), (1.6, 3.5), (3.5, 6.0))
+    distance = rng.uniform(*edges[int(rng.choice(3, p=[0.2, 0.6, 0.2]))])
+    numbers = np.concatenate([a.numbers, b.numbers])
+    return first.id, numbers, pair(a.positions, b.positions, distance, rng)
+
+
+def impact(
+    pool: list[tuple[Molecule, Frame]], rng: np.random.Generator
+) -> tuple[int, np.ndarray, np.ndarray] | None:
+    """Two of the pool's frames with one atom of each 0.6-2 Å apart, all element pairs alike."""
+    wanted = list(combinations_with_replacement((1, 6, 7, 8), 2))[int(rng.integers(10))]
+    (first, a), (_, b) = (pool[int(k)] for k in rng.integers(len(pool), size=2))
+    here = np.flatnonzero(a.numbers == wanted[0])
+    there = np.flatnonzero(b.numbers == wanted[1])
+    if not (here.size and there.size) or len(a.numbers) + len(b.numbers) > LARGEST_DIMER:
+        return None
+    atoms = (int(rng.choice(here)), int(rng.choice(there)))
+    numbers = np.concatenate([a.numbers, b.numbers])
+    distance = rng.uniform(0.6, 2.0)
+    return first.id, numbers, collision(a.positions, b.positions, atoms, distance, rng)
+
+
+def frames_of_pairs(pool: list[tuple[Molecule, Frame]], rng: np.random.Generator) -> list[Sample]:
+    """Dimers and close collisions of the molecules of one chunk."""
+    found: list[Sample] = []
+    small = [(m, f) for m, f in pool if len(f.numbers) <= LARGEST_DIMER - 5]
+    n_molecules = len({m.id for m, _ in pool})
+    for make, kind, share in (
+        (dimer, "dimer", DIMERS_PER_MOLECULE),
+        (impact, "scan", SCANS_PER_MOLECULE),
+    ):
+        wanted, have = int(share * n_molecules), 0
+        for _ in range(8 * wanted):
+            made = make(small, rng) if small and have < wanted else None
+            if made is not None:
+                new = labelled(Surface(made[1]), made[2], made[0], kind)
+                have += len(new)
+                found += new
+    return found
+
+
+def make_chunk(job: tuple[int, list[tuple[int, str]], Path]) -> tuple[int, int, float]:
+    """Write one chunk; returns its index, its number of frames and the seconds it took."""
+    index, entries, out = job
+    started = time.perf_counter()
+    rng = np.random.default_rng([SEED, index])
+    found: list[Sample] = []
+    pool: list[tuple[Molecule, Frame]] = []
+    for id_, smiles in entries:
+        molecule = Molecule.from_smiles(id_, smiles)
+        frames, bases = frames_of_molecule(molecule, rng)
+        found += frames
+        pool += [(molecule, base) for base in bases]
+    found += frames_of_pairs(pool, rng)
+    order = rng.permutation(len(found))
+    save(out / f"chunk_{index:04d}.npz", [found[k] for k in order])
+    return index, len(found), time.perf_counter() - started
+
+
+def make_atoms(path: Path) -> None:
+    """Isolated atoms, for reference, and the repulsive walls of diatomics, inside equilibrium."""
+    found = [sample(isolated_atom(z), -1, "atom") for z in (1, 6, 7, 8)]
+    for numbers, bond in DIATOMICS.items():
+        surface = Surface(np.array(numbers))
+        for distance in np.linspace(0.6, 0.85 * bond, 8):
+            ends = np.array([[0.0, 0.0, 0.0], [distance, 0.0, 0.0]])
+            found += labelled(surface, ends, -1, "scan")
+    save(path, found)
+
+
+def md_samples(
+    surface: Surface, start: np.ndarray, id_: int, plan: tuple[tuple[float, int], ...], seed: int
+) -> list[Sample]:
+    """MD frames of one molecule, (temperature, number of frames) after the plan."""
+    rng = np.random.default_rng([SEED, 1, seed])
+    found: list[Sample] = []
+    for temperature, frames in plan:
+        stored = trajectory(surface, start, temperature, frames, rng)
+        found += [sample(f, id_, "md", temperature) for f in stored]
+    return found
+
+
+def make_valid(molecules: list[dict], path: Path) -> None:
+    """Ten MD frames of each held-out molecule at each temperature."""
+    found: list[Sample] = []
+    for entry in molecules:
+        molecule = Molecule.from_smiles(entry["id"], entry["smiles"])
+        surface = Surface(molecule.numbers)
+        relaxation = relaxed(molecule, surface, SEED, 40)
+        if relaxation:
+            plan = tuple((t, 10) for t in VALID_TEMPERATURES)
+            start = relaxation[-1].positions
+            found += md_samples(surface, start, molecule.id, plan, molecule.id)
+    save(path, found)
+
+
+def make_g2_test(out: Path) -> None:
+    """The g2 geometry and five MD frames at each temperature, for the g2 molecules of H, C, N, O.
+
+    `g2_names.json` lists the names; `molecule` is the place in that list.
+    """
+    names = g2_closed_shell()
+    found: list[Sample] = []
+    for index, name in enumerate(names):
+        atoms = g2_molecule(name)
+        surface = Surface(atoms.numbers)
+        found.append(sample(surface(atoms.positions), index, "equilibrium"))
+        plan = tuple((t, 5) for t in TEST_TEMPERATURES)
+        start = list(relax(surface, atoms.positions, 40))[-1].positions
+        found += md_samples(surface, start, index, plan, 10**6 + index)
+    (out / "g2_names.json").write_text(json.dumps(names, indent=1))
+    save(out / "g2_test.npz", found)
+
+
+def list_molecules(out: Path) -> list[dict]:
+    """The molecules with id, SMILES and split; generated once and kept in `molecules.json`."""
+    path = out / "molecules.json"
+    if not path.exists():
+        found = generate(SEED)
+        entries = [
+            {"id": k, "smiles": s, "split": "valid" if k < N_VALID else "train"}
+            for k, s in enumerate(found)
+        ]
+        path.write_text(json.dumps(entries, indent=0))
+    return json.loads(path.read_text())
+
+
+def make_side_files(out: Path, molecules: list[dict]) -> None:
+    """Validation, test and reference files, those that are missing."""
+    if not (out / "valid.npz").exists():
+        make_valid([m for m in molecules if m["split"] == "valid"], out / "valid.npz")
+    if not (out / "g2_test.npz").exists():
+        make_g2_test(out)
+    if not (out / "atoms.npz").exists():
+        make_atoms(out / "atoms.npz")
+
+
+def chunk_jobs(
+    out: Path, molecules: list[dict], rounds: int
+) -> list[tuple[int, list[tuple[int, str]], Path]]:
+    """The chunks still to be made; each round goes through all molecules with other draws."""
+    train = [(m["id"], m["smiles"]) for m in molecules if m["split"] == "train"]
+    parts = [
+        train[k : k + MOLECULES_PER_CHUNK] for k in range(0, len(train), MOLECULES_PER_CHUNK)
+    ] * rounds
+    jobs = [(index, part, out) for index, part in enumerate(parts)]
+    return [job for job in jobs if not (out / f"chunk_{job[0]:04d}.npz").exists()]
+
+
+def main() -> None:
+    """Parse, make the side files, then the chunks."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "work")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=1, help="times each molecule is used")
+    parser.add_argument("--chunks", type=int, default=None, help="stop after this many new chunks")
+    options = parser.parse_args()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    options.out.mkdir(parents=True, exist_ok=True)
+    molecules = list_molecules(options.out)
+    jobs = chunk_jobs(options.out, molecules, options.rounds)[: options.chunks]
+    started, total = time.perf_counter(), 0
+    with multiprocessing.get_context("spawn").Pool(options.processes) as pool:
+        sides = pool.apply_async(make_side_files, (options.out, molecules))
+        for done, (index, frames, seconds) in enumerate(pool.imap_unordered(make_chunk, jobs), 1):
+            total += frames
+            left = (time.perf_counter() - started) / done * (len(jobs) - done)
+            line = f"chunk {index}: {frames} frames in {seconds:.0f} s; {total} so far"
+            print(f"{line}; {left:.0f} s left", flush=True)
+        sides.get()
+
+
+if __name__ == "__main__":
+    main()
