@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -155,6 +156,12 @@ class Potential(Protocol):
         """
         ...
 
+    def energy_forces_features(
+        self, graphs: Graphs
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """As `energy_and_forces` with features (ΣN, D), all differentiable in the weights."""
+        ...
+
     def parameters(self) -> list[torch.nn.Parameter]:
         """Trainable tensors in the order of `theta`."""
         ...
@@ -235,4 +242,19 @@ class Posterior(Protocol):
 
     def members(self, state: Any) -> torch.Tensor:
         """Weights of the ensemble members, (M, P)."""
+        ...
+
+    def leave_one_out(self, state: Any, labels: LabelSet) -> tuple[Array, Array, Array] | None:
+        """Errors (S,) eV, raw z-scores (S,) and force ratios (S,) of each label from all others.
+
+        None where the posterior cannot tell; the calibration then starts from its prior.
+        """
+        ...
+
+    def save(self, state: Any, path: Path) -> None:
+        """Write the state as safetensors."""
+        ...
+
+    def restore(self, path: Path, labels: LabelSet) -> Any:
+        """Read what `save` wrote; `labels` are those it was conditioned on."""
         ...

@@ -1,4 +1,38 @@
-"""How the uncertainty over a potential's parameters is represented: one module per method.
+"""Posteriors over a potential's weights, one module each, behind `core.contracts.Posterior`."""
 
-Each has the same names: build, a frozen State, init, update, and sometimes sample.
-"""
+from __future__ import annotations
+
+from core.contracts import Posterior, Potential
+from core.posterior.linearised import Linearised
+from core.posterior.sghmc import Schedule, Sghmc
+from core.settings import PosteriorSettings
+
+__all__ = ["make"]
+
+
+def make(
+    potential: Potential, settings: PosteriorSettings, *, energy_tolerance: float
+) -> Posterior:
+    """Return the posterior the settings ask for, centred on the weights now in force.
+
+    `energy_tolerance` (eV) sets the energy noise of `sghmc`, as published.
+    """
+    if settings.kind == "sghmc":
+        return Sghmc(
+            potential,
+            prior_std=settings.sghmc_prior_std,
+            energy_tolerance=energy_tolerance,
+            chains=settings.chains,
+            schedule=Schedule(
+                steps=settings.sghmc_steps,
+                learning_rate=settings.sghmc_learning_rate,
+                friction=settings.sghmc_friction,
+            ),
+        )
+    return Linearised(
+        potential,
+        prior_std=settings.prior_std,
+        noise_energy=settings.noise_energy,
+        noise_force=settings.noise_force,
+        members=settings.members,
+    )

@@ -167,6 +167,15 @@ class TorchPotential(ABC):
         (gradient,) = torch.autograd.grad(energy.sum(), graphs.positions, create_graph=create_graph)
         return energy, -gradient
 
+    def energy_forces_features(
+        self, graphs: GraphBatch
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """As `energy_and_forces`, with features (ΣN, D), all differentiable in the weights."""
+        graphs.positions = graphs.positions.detach().requires_grad_(True)
+        energy, features = self.energies(graphs)
+        (gradient,) = torch.autograd.grad(energy.sum(), graphs.positions, create_graph=True)
+        return energy, -gradient, features
+
     def predict(
         self,
         structures: Sequence[Structure],

@@ -1,0 +1,231 @@
+"""Train the bundled foundation model on the GFN1-xTB data made by `make_data.py`.
+
+    python assets/foundation/train.py --minutes 60
+    python assets/foundation/train.py --export assets/models/bundled
+
+The run is bounded by time, writes a checkpoint every few minutes and continues from it. `--export`
+writes the averaged weights as a bundle, with the errors measured on molecules never trained on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from dataset import Sample, load
+
+from core.contracts import LabelSet
+from core.potentials.load import save
+from core.potentials.mace import MacePotential, default_config
+from core.structures import Structure
+from core.training import Dataset, Loss, Trainer, TrainerSettings, evaluate
+
+WORK = Path(__file__).resolve().parent / "work"
+ELEMENTS = (1, 6, 7, 8)
+BATCH = 16
+
+
+def label_set(frames: list[Sample]) -> LabelSet:
+    """Return the frames as labels (total GFN1-xTB energies, eV)."""
+    structures = tuple(Structure(f.numbers.astype(int), f.positions.astype(float)) for f in frames)
+    return LabelSet(
+        structures, np.array([f.energy for f in frames]), tuple(f.forces for f in frames)
+    )
+
+
+def isolated_energies(frames: list[Sample]) -> np.ndarray:
+    """Least-squares energy per element, eV, over frames with moderate forces."""
+    calm = [f for f in frames if np.abs(f.forces).max() < 5 and len(f.numbers) > 1]
+    counts = np.array([[(f.numbers == z).sum() for z in ELEMENTS] for f in calm], dtype=float)
+    weights = 1 / counts.sum(axis=1)
+    energies = np.array([f.energy for f in calm])
+    solution, *_ = np.linalg.lstsq(counts * weights[:, None], energies * weights, rcond=None)
+    return solution
+
+
+def new_potential(frames: list[Sample], channels: int, cutoff: float, seed: int) -> MacePotential:
+    """Return an untrained model whose scale is the spread of the forces."""
+    torch.manual_seed(seed)
+    sample = label_set(frames[:500])
+    neighbours = []
+    for s in sample.structures:
+        distances = np.linalg.norm(s.positions[:, None] - s.positions[None], axis=-1)
+        neighbours.extend(((distances < cutoff).sum(axis=1) - 1).tolist())
+    forces = np.concatenate([f.forces for f in frames])
+    config = default_config(
+        ELEMENTS,
+        isolated_energies(frames),
+        channels=channels,
+        cutoff=cutoff,
+        avg_num_neighbors=float(np.mean(neighbours)),
+        scale=float(np.sqrt((np.clip(forces, -10, 10) ** 2).mean())),
+    )
+    return MacePotential(config, name="bundled")
+
+
+def main() -> None:
+    """Parse the command line, train or export."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--channels", type=int, default=48)
+    parser.add_argument("--cutoff", type=float, default=4.5)
+    parser.add_argument("--rate", type=float, default=5e-3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--limit", type=int, default=None, help="use at most this many frames")
+    parser.add_argument("--checkpoint", type=Path, default=WORK / "train.pt")
+    parser.add_argument("--export", type=Path, default=None)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    if arguments.export is not None:
+        export(arguments)
+    else:
+        train(arguments)
+
+
+def _frames(arguments: argparse.Namespace) -> tuple[list[Sample], list[Sample]]:
+    frames = [f for f in load(sorted(WORK.glob("chunk_*.npz"))) if len(f.numbers) > 1]
+    return frames[: arguments.limit], load([WORK / "valid.npz"])
+
+
+def train(arguments: argparse.Namespace) -> None:
+    """Train until the time is spent, writing checkpoints."""
+    config_path = arguments.checkpoint.with_suffix(".json")
+    frames, valid = _frames(arguments)
+    print(f"{len(frames)} frames of {len({f.molecule for f in frames})} molecules", flush=True)
+    if config_path.exists():
+        potential = MacePotential(json.loads(config_path.read_text()), name="bundled")
+    else:
+        potential = new_potential(frames, arguments.channels, arguments.cutoff, arguments.seed)
+        config_path.write_text(json.dumps(potential.config))
+    settings = TrainerSettings(
+        epochs=10_000,
+        batch_size=BATCH,
+        learning_rate=arguments.rate,
+        final_rate=0.005,
+        ema=0.999,
+        max_seconds=60 * arguments.minutes,
+    )
+    data = Dataset(potential, label_set(frames))
+    test = Dataset(potential, label_set(valid[::3]))
+    loss = Loss(energy=20.0, force=10.0, per_atom=1.0, huber=0.5)
+    trainer = Trainer(
+        potential, data, settings, loss=loss, rng=np.random.default_rng(arguments.seed)
+    )
+    if arguments.checkpoint.exists():
+        trainer.load(arguments.checkpoint)
+    for progress in trainer.epochs():
+        trainer.save(arguments.checkpoint)
+        report(potential, trainer, test, progress)
+
+
+def report(potential, trainer, test, progress) -> None:  # type: ignore[no-untyped-def]
+    """Print training errors, and those of the averaged weights on unseen molecules."""
+    current = potential.get_theta()
+    potential.set_theta(trainer.averaged_theta())
+    energy, force = evaluate(potential, test)
+    potential.set_theta(current)
+    print(
+        f"epoch {progress.epoch} {progress.seconds:.0f} s  train E {1e3 * progress.energy_rmse:.1f}"
+        f" meV/atom F {1e3 * progress.force_rmse:.0f} meV/Å  unseen E {1e3 * energy:.1f}"
+        f" F {1e3 * force:.0f}",
+        flush=True,
+    )
+
+
+def errors(potential: MacePotential, frames: list[Sample]) -> dict[str, dict[str, float]]:
+    """Return RMSE (energy meV/atom, forces meV/Å) and counts for each class of frames."""
+    classes: dict[str, list[Sample]] = {}
+    for f in frames:
+        name = f"MD {f.temperature:.0f} K" if f.kind == "md" else f.kind
+        classes.setdefault(name, []).append(f)
+    table = {}
+    for name, members in sorted(classes.items()):
+        energy, force = evaluate(potential, Dataset(potential, label_set(members)))
+        table[name] = {
+            "frames": len(members),
+            "energy_meV_per_atom": round(1e3 * energy, 2),
+            "forces_meV_per_A": round(1e3 * force, 1),
+        }
+    return table
+
+
+def export(arguments: argparse.Namespace) -> None:
+    """Write the averaged weights as a bundle with a model card."""
+    frames, valid = _frames(arguments)
+    config = json.loads(arguments.checkpoint.with_suffix(".json").read_text())
+    potential = MacePotential(config, name="bundled")
+    state = torch.load(arguments.checkpoint, weights_only=True)
+    potential.set_theta(state["average"])
+    about = {
+        "title": "Flywise bundled foundation model, version 0",
+        "label_fingerprint": "GFN1-xTB (tblite)",
+        "training": {
+            "frames": len(frames),
+            "molecules": len({f.molecule for f in frames}),
+            "epochs": state["counters"][0],
+            "minutes": round(state["counters"][2] / 60, 1),
+            "seed": arguments.seed,
+            "machine": f"{platform.machine()}, {arguments.threads} threads",
+            "date": time.strftime("%Y-%m-%d"),
+        },
+        "errors": {
+            "unseen molecules": errors(potential, valid),
+            "ASE g2, H C N O (never trained on)": errors(potential, load([WORK / "g2_test.npz"])),
+        },
+    }
+    save(potential, arguments.export, about)
+    (arguments.export / "MODEL_CARD.md").write_text(card(potential, about), encoding="utf-8")
+    print(json.dumps(about, indent=1))
+
+
+def card(potential: MacePotential, about: dict) -> str:
+    """Return the model card as Markdown; every figure comes from `about`."""
+    training = about["training"]
+    lines = [
+        f"# {about['title']}",
+        "",
+        f"A MACE with {potential.n_parameters:,} parameters "
+        f"({potential.config['hidden_irreps']}, two layers, cutoff {potential.cutoff} Å) for "
+        "H, C, N and O, made by `assets/foundation` from nothing but SMILES and GFN1-xTB.",
+        "",
+        f"Trained on {training['frames']:,} GFN1-xTB frames of {training['molecules']:,} molecules "
+        f"and dimers: near equilibrium, MD at 300-2,000 K, stretched and compressed bonds, "
+        f"contacts. {training['epochs']} epochs, {training['minutes']} minutes "
+        f"({training['machine']}), seed {training['seed']}, {training['date']}.",
+        "",
+        "## Errors (root mean square)",
+        "",
+        "| set | class | frames | energy, meV/atom | forces, meV/Å |",
+        "|---|---|---|---|---|",
+    ]
+    for where, table in about["errors"].items():
+        for name, row in table.items():
+            lines.append(
+                f"| {where} | {name} | {row['frames']} | {row['energy_meV_per_atom']} "
+                f"| {row['forces_meV_per_A']} |"
+            )
+    lines += [
+        "",
+        "## Use and limits",
+        "",
+        "A starting point for on-the-fly fine-tuning, not a production potential: it inherits "
+        "GFN1-xTB's errors, knows closed-shell neutral molecules of four elements, and has seen "
+        "no ions, radicals or periodic systems. Energies are total GFN1-xTB energies; other "
+        "levels of theory differ by a constant per composition that a campaign fits first.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
