@@ -39,7 +39,11 @@ class UnsafeFileError(ModelError):
 
 
 class LabelError(FlywiseError):
-    """A reference calculation gave no usable label."""
+    """A reference calculation gave no usable label; `kind` as in `core.contracts.Failure`."""
+
+    def __init__(self, message: str, *, kind: str = "unconverged") -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 class CampaignError(FlywiseError):
