@@ -1,0 +1,175 @@
+"""The side of a campaign directory that the app and the command line use: read, and post commands.
+
+Loads no torch. A reader follows the journal: each call applies only what is new.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from core.campaign import events as ev
+from core.campaign import store
+from core.campaign.live import LiveFrame, LiveReader
+from core.campaign.loop import advance
+from core.campaign.state import State
+from core.errors import CampaignError
+from core.settings import Settings
+from core.structures import Structure
+
+_SERIES = (
+    "id", "step", "time", "kind", "rewound", "steered", "energy", "offset", "temperature",
+    "sigma_energy", "sigma_force", "probability", "energy_bound", "force_bound", "snapshot",
+)  # fmt: skip
+_TEXT = ("kind",)
+_WHOLE = ("id", "step", "rewound", "steered", "snapshot")
+
+
+@dataclass(frozen=True)
+class CommandRow:
+    """A posted command and what became of it; `outcome` is None until a worker handled it."""
+
+    id: int
+    posted_at: float
+    command: ev.Command
+    handled_at: float | None
+    outcome: str | None
+
+
+class CampaignReader:
+    """Read a campaign while a worker writes it. Safe to call from several threads."""
+
+    def __init__(self, directory: str | Path) -> None:
+        self.directory = Path(directory)
+        self._connection = store.connect(self.directory, readonly=True)
+        self._lock = threading.RLock()
+        self.settings: Settings = store.read_settings(self._connection)
+        self.structure: Structure = store.read_structure(self._connection)
+        self.network_filesystem: str | None = store.network_filesystem(self.directory)
+        self._state = store.initial_state(self._connection)
+        self._last_event = 0
+        self._live = LiveReader(self.directory)
+
+    def close(self) -> None:
+        """Close the database."""
+        with self._lock:
+            self._connection.close()
+            self._live.close()
+
+    def state(self) -> State:
+        """Return the state after all events journalled so far."""
+        with self._lock:
+            for row_id, event in self.events_since(self._last_event):
+                self._state, _ = advance(self._state, event)
+                self._last_event = row_id
+            return self._state
+
+    def events_since(self, event_id: int, limit: int = -1) -> list[tuple[int, ev.Event]]:
+        """Return (id, event) of the journal's rows after `event_id`, oldest first."""
+        rows = self._rows(
+            "SELECT id, data FROM events WHERE id > ? ORDER BY id LIMIT ?", event_id, limit
+        )
+        return [(row["id"], ev.from_json(row["data"])) for row in rows]
+
+    def frames_since(self, frame_id: int, limit: int = -1) -> dict[str, np.ndarray]:
+        """Return per-frame numbers of the frames after `frame_id`, one array per column.
+
+        Columns: id, step, time (fs), kind, rewound, steered, energy (eV, offset included),
+        offset, temperature (K), sigma_energy (eV), sigma_force (eV/Å), probability,
+        energy_bound, force_bound, snapshot. Positions: see `frame`.
+        """
+        rows = self._rows(
+            f"SELECT {', '.join(_SERIES)} FROM frames WHERE id > ? ORDER BY id LIMIT ?",
+            frame_id, limit,
+        )  # fmt: skip
+        return {name: _column(name, [row[name] for row in rows]) for name in _SERIES}
+
+    def frame(self, frame_id: int) -> store.Frame:
+        """Return one frame with its arrays.
+
+        Raises:
+            CampaignError: there is no such frame.
+        """
+        rows = self._rows("SELECT * FROM frames WHERE id = ?", frame_id)
+        if not rows:
+            raise CampaignError(f"There is no frame {frame_id}.")
+        return store.frame_of(rows[0])
+
+    def last_frame(self) -> store.Frame:
+        """Return the newest stored frame; the start structure if nothing ran yet."""
+        return store.frame_of(self._rows("SELECT * FROM frames ORDER BY id DESC LIMIT 1")[0])
+
+    def structure_at(self, frame_id: int) -> Structure:
+        """Return the structure of a frame."""
+        return self.structure.moved(self.frame(frame_id).positions)
+
+    def labels(self) -> list[store.LabelRow]:
+        """Return all labels, in the order of their queries."""
+        return [store.label_of(r) for r in self._rows("SELECT * FROM labels ORDER BY query_id")]
+
+    def snapshots(self) -> list[store.Snapshot]:
+        """Return all snapshots, oldest first."""
+        return [store.snapshot_of(r) for r in self._rows("SELECT * FROM snapshots ORDER BY id")]
+
+    def command(self, command_id: int) -> CommandRow:
+        """Return a posted command and its outcome."""
+        rows = self._rows("SELECT * FROM commands WHERE id = ?", command_id)
+        if not rows:
+            raise CampaignError(f"There is no command {command_id}.")
+        return _command(rows[0])
+
+    def commands_since(self, command_id: int) -> list[CommandRow]:
+        """Return the commands posted after `command_id`, oldest first."""
+        rows = self._rows("SELECT * FROM commands WHERE id > ? ORDER BY id", command_id)
+        return [_command(row) for row in rows]
+
+    def live(self) -> LiveFrame | None:
+        """Return the newest live frame, None before the first."""
+        return self._live.read()
+
+    def _rows(self, query: str, *values: object) -> list[sqlite3.Row]:
+        with self._lock:
+            return self._connection.execute(query, values).fetchall()
+
+
+class Commander:
+    """Post commands; they are on the disk when `post` returns, worker or no worker."""
+
+    def __init__(self, directory: str | Path) -> None:
+        self._connection = store.connect(Path(directory))
+        self._connection.execute("PRAGMA synchronous = FULL")
+        self._lock = threading.Lock()
+
+    def post(self, command: ev.Command) -> int:
+        """Store a command for the worker; return its id for `CampaignReader.command`."""
+        with self._lock:
+            cursor = self._connection.execute(
+                "INSERT INTO commands (posted_at, data) VALUES (?, ?)",
+                (time.time(), ev.to_json(command)),
+            )
+        assert cursor.lastrowid is not None
+        return cursor.lastrowid
+
+    def close(self) -> None:
+        """Close the database."""
+        with self._lock:
+            self._connection.close()
+
+
+def _column(name: str, values: list[object]) -> np.ndarray:
+    if name in _TEXT:
+        return np.array(values, dtype=object)
+    if name in _WHOLE:
+        return np.array(values, dtype=np.int64)
+    return np.array([np.nan if v is None else v for v in values], dtype=float)
+
+
+def _command(row: sqlite3.Row) -> CommandRow:
+    command = ev.from_json(row["data"])
+    assert isinstance(command, ev.Command)
+    return CommandRow(row["id"], row["posted_at"], command, row["handled_at"], row["outcome"])
