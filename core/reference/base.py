@@ -9,6 +9,7 @@ import hashlib
 import os
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -94,7 +95,7 @@ def save_label(path: Path, label: Label) -> None:
     """
     part = path.with_name(path.name + ".part")
     structure = label.structure
-    fields = {
+    fields: dict[str, Any] = {
         "energy": label.energy, "forces": label.forces, "fingerprint": label.fingerprint,
         "wall_s": label.wall_s, "numbers": structure.numbers, "positions": structure.positions,
         "cell": structure.cell, "pbc": structure.pbc, "charge": structure.charge,

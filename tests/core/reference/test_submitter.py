@@ -91,13 +91,12 @@ def test_a_dying_process_is_reported_as_crashed(submit, tmp_path_factory):
     assert failure.kind == "crashed" and "-9" in failure.message
 
 
-def test_an_idle_process_that_is_killed_is_replaced(submit):
+def test_an_idle_process_that_is_killed_is_replaced(submit, tmp_path):
     submitter = submit(Springs())
     submitter.submit("a", triangle())
     results(submitter)
-    for process in psutil.Process().children(recursive=True):
-        if "spawn_main" in " ".join(process.cmdline()):
-            process.kill()
+    (entry,) = ledger(tmp_path, "finished")
+    os.kill(entry["pid"], signal.SIGKILL)
     submitter.submit("b", triangle(0.3))
     assert isinstance(results(submitter)["b"], Label)
 
