@@ -1,0 +1,389 @@
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from core.campaign import events as ev
+from core.campaign import loop
+from core.campaign.loop import CommandRefusedError, advance, replay
+from core.campaign.state import PHASES, State
+
+
+class Driver:
+    """Feeds events to `advance` and plays a worker that never fails."""
+
+    def __init__(self, state: State) -> None:
+        self.state, self.requests, self.frames = state, (), 1
+
+    def __call__(self, *events: ev.Event) -> State:
+        for event in events:
+            self.state, self.requests = advance(self.state, event)
+        return self.state
+
+    def check(self, *reasons: str, probability: float = 0.9) -> State:
+        self.frames += 1
+        step = self.state.next_stop
+        return self(
+            ev.FrameChecked(
+                frame_id=self.frames, step=step, key=f"k{self.frames}",
+                snapshot=self.state.snapshot, reasons=reasons, probability=probability,
+            )
+        )  # fmt: skip
+
+    def label(self, *ids: int) -> State:
+        self(ev.LabelsSubmitted(ids=ids))
+        return self(*(ev.LabelArrived(query_id=i) for i in ids))
+
+    def update(self) -> State:
+        return self(
+            ev.Updated(snapshot=self.state.snapshot + 1, n_labels=self.state.n_labels, weights="w")
+        )
+
+
+@pytest.fixture
+def drive(ready):
+    return Driver(ready)
+
+
+@pytest.fixture
+def trusted(make_settings):
+    """A function that returns a driver past the start of trust, in the mode asked for."""
+
+    def make(mode: str = "threshold", **overrides) -> Driver:
+        made = make_settings(**overrides)
+        drive = Driver(State(made, n_atoms=7))
+        drive(ev.Start())
+        for _ in range(3):
+            drive.check("initial")
+        drive.label(1, 2, 3)
+        drive.update()
+        drive(ev.ChangeSetting(path="labelling.mode", value=mode))
+        return drive
+
+    return make
+
+
+def test_trust_starts_with_labelled_frames(drive):
+    assert drive.state.phase == "ready"
+    assert drive(ev.Start()).phase == "running"
+    drive.check("initial")
+    assert drive.requests == (loop.SubmitLabels((1,)),)
+    drive.check("initial")
+    assert drive.state.phase == "running" and not drive.state.trusted
+    assert drive.check("initial").phase == "labelling"
+    drive.label(1, 2)
+    assert drive.label(3).phase == "updating"
+    assert drive.requests == (loop.UpdateModel(first=True),)
+    state = drive.update()
+    assert state.phase == "running" and state.trusted and state.anchor == (4, 30)
+
+
+def test_in_approve_mode_the_initial_frames_are_one_batch(make_settings):
+    drive = Driver(State(make_settings(labelling__mode="approve"), n_atoms=7))
+    drive(ev.Start())
+    for _ in range(3):
+        drive.check("initial")
+    assert drive.state.phase == "deciding" and drive.state.proposal == (1, 2, 3)
+    drive(ev.Approve(ids=(1, 2, 3)))
+    assert drive.requests == (loop.SubmitLabels((1, 2, 3)),)
+    assert drive(ev.Undo()).proposal == (1, 2, 3)
+    assert drive.requests == (loop.CancelLabels((1, 2, 3)),)
+
+
+def test_a_rejected_initial_frame_is_replaced(make_settings):
+    drive = Driver(State(make_settings(labelling__mode="approve"), n_atoms=7))
+    drive(ev.Start())
+    for _ in range(3):
+        drive.check("initial")
+    drive(ev.Reject(ids=(2,)))
+    assert drive.state.phase == "running"
+    assert drive.check("initial").phase == "deciding"
+    assert drive.state.ids("waiting") == (1, 3, 4)
+
+
+def test_threshold_labels_without_asking(trusted):
+    drive = trusted()
+    assert drive.check().phase == "running"
+    assert drive.check("energy").phase == "labelling"
+    assert drive.requests == (loop.SubmitLabels((4,)),)
+    query = drive.state.query(4)
+    assert query.decided_by == "threshold" and query.reasons == ("energy",)
+    assert drive.label(4).phase == "updating"
+    assert drive.update().phase == "running"
+    assert drive.state.query(4).status == "trained"
+
+
+def test_approve_holds_until_a_decision_and_reject_goes_on(trusted):
+    drive = trusted("approve")
+    assert drive.check("force").phase == "deciding"
+    step = drive.state.step
+    assert drive(ev.Reject(ids=(4,), who="Ada")).phase == "running"
+    assert drive.state.next_stop == step + 10
+    assert drive.state.query(4).decided_by == "Ada"
+
+
+def test_a_batch_collects_is_proposed_and_is_undone_as_one(trusted):
+    drive = trusted("batch", labelling__batch_size=2)
+    for _ in range(3):
+        assert drive.check("energy").phase == "running"
+    drive.check("energy")
+    assert drive.requests == (loop.SelectBatch((4, 5, 6, 7), 2),)
+    assert drive(ev.BatchProposed(ids=(4, 6))).phase == "deciding"
+    assert drive(ev.Approve(ids=(4, 6))).phase == "labelling"
+    assert drive(ev.Undo()).proposal == (4, 6)
+    assert drive.state.ids("waiting") == (4, 5, 6, 7)
+    drive(ev.Approve(ids=(4, 6)))
+    drive.label(4, 6)
+    drive.update()
+    assert drive.requests == (loop.Rescore((5, 7)),)
+
+
+def test_a_rescored_frame_that_is_trusted_now_leaves_the_queue(trusted):
+    drive = trusted("batch")
+    drive.check("energy")
+    rescored = ev.Rescored(
+        query_id=4, reasons=(), sigma_energy=0, sigma_force=0, probability=0.99,
+        energy_bound=0, force_bound=0,
+    )  # fmt: skip
+    query = drive(rescored).query(4)
+    assert (query.status, query.decided_by) == ("skipped", "model")
+
+
+def test_a_threshold_on_the_queue_is_one_decision(trusted):
+    drive = trusted("batch")
+    for probability in (0.2, 0.9):
+        drive.check("energy", probability=probability)
+    drive(ev.ApplyThreshold(probability=0.5))
+    assert [drive.state.query(i).status for i in (4, 5)] == ["approved", "rejected"]
+    drive(ev.Undo())
+    assert drive.state.ids("waiting") == (4, 5)
+
+
+def test_undo_stops_at_labels_in_use(trusted):
+    drive = trusted("approve")
+    drive.check("energy")
+    drive(ev.Approve(ids=(4,)))
+    drive.label(4)
+    with pytest.raises(CommandRefusedError, match="in use"):
+        drive(ev.Undo())
+    drive.update()
+    with pytest.raises(CommandRefusedError, match="in use"):
+        drive(ev.Undo())
+
+
+def test_undoing_the_threshold_asks_a_person(trusted):
+    drive = trusted()
+    drive.check("energy")
+    assert drive(ev.Undo()).phase == "deciding"
+    assert drive.requests == (loop.CancelLabels((4,)),)
+    assert drive(ev.LabelArrived(query_id=4)).query(4).status == "waiting"
+
+
+def test_a_failed_label_does_not_stop_a_threshold_campaign(trusted):
+    drive = trusted()
+    for i in (4, 5):
+        drive.check("energy")
+        state = drive(ev.LabelFailed(query_id=i, failure="unconverged", message="no SCF"))
+        assert state.phase == "running" and state.query(i).status == "skipped"
+    drive.check("energy")
+    assert drive(ev.LabelFailed(query_id=6, failure="timeout")).phase == "paused"
+    assert "3 reference calculations failed" in drive.state.paused
+    assert drive(ev.Resume()).phase == "running"
+    assert drive(ev.Retry(ids=(4,))).query(4).status == "approved"
+
+
+def test_a_failed_label_waits_for_a_person_in_approve_mode(trusted):
+    drive = trusted("approve")
+    drive.check("energy")
+    drive(ev.Approve(ids=(4,)), ev.LabelFailed(query_id=4, failure="crashed"))
+    assert drive.state.phase == "deciding" and drive.state.query(4).status == "failed"
+    assert drive(ev.Skip(ids=(4,))).phase == "running"
+
+
+def test_broken_dynamics_rewind_and_pause_in_the_end(trusted):
+    drive = trusted()
+    drive.check()
+    for attempt in range(1, loop.MAX_ATTEMPTS + 2):
+        state = drive(ev.Broken(step=43, reason="too hot"))
+        assert drive.requests == (loop.Rewind(5, 40, fresh=True),) and state.step == 40
+        assert (state.phase == "paused") == (attempt > loop.MAX_ATTEMPTS)
+    assert "too hot" in state.paused and state.steps_run == 40 + 3 * 6
+
+
+def test_passing_the_broken_place_resets_the_attempts(trusted):
+    drive = trusted()
+    drive(ev.Broken(step=35, reason="x"))
+    assert drive.check().attempts == 0
+    drive(ev.Broken(step=55, reason="x"))
+    assert drive.check().attempts == 1
+
+
+def test_refused_weights_leave_the_old_ones_and_pause_if_repeated(trusted):
+    drive = trusted()
+    for i in (4, 5, 6):
+        drive.check("energy")
+        drive.label(i)
+        state = drive(ev.UpdateRefused(reason="drift"))
+        assert state.snapshot == 1 and state.query(i).status == "labelled"
+    assert state.phase == "paused" and "drift" in state.paused and state.updates_refused == 3
+
+
+def test_going_back_to_the_last_trusted_frame(trusted):
+    drive = trusted(labelling__resume_from="last-trusted")
+    drive.check()
+    drive.check("energy")
+    drive.label(4)
+    state = drive.update()
+    assert drive.requests == (loop.Rewind(5, 40, fresh=False),)
+    assert (state.step, state.steps_run) == (40, 50)
+
+
+def test_stepping_pauses_after_the_steps(trusted):
+    drive = trusted()
+    drive(ev.StepBy(steps=7))
+    assert drive.state.next_stop == 37
+    assert drive(ev.StepsDone(step=37)).phase == "paused"
+    assert drive(ev.Resume()).next_stop == 40
+
+
+def test_live_settings_change_and_others_do_not(trusted):
+    drive = trusted()
+    drive(ev.ChangeSetting(path="trust.energy_tolerance", value="1 kcal/mol"))
+    assert drive.state.energy_tolerance == pytest.approx(0.0433641)
+    assert drive.requests == (loop.Reconfigure(),)
+    with pytest.raises(CommandRefusedError, match="cannot be changed"):
+        drive(ev.ChangeSetting(path="posterior.kind", value="sghmc"))
+    with pytest.raises(CommandRefusedError, match="confidence"):
+        drive(ev.ChangeSetting(path="trust.confidence", value=7))
+
+
+def test_the_label_budget_pauses_and_can_be_raised(trusted):
+    drive = trusted(labelling__max_labels=3)
+    assert drive.check("energy").phase == "paused" and "max_labels" in drive.state.paused
+    drive(ev.ChangeSetting(path="labelling.max_labels", value=5))
+    assert drive(ev.Resume()).phase == "labelling"
+
+
+def test_the_end_and_more_steps(trusted):
+    drive = trusted(dynamics__steps=40)
+    assert drive.check().phase == "finished"
+    with pytest.raises(CommandRefusedError, match="raise dynamics.steps"):
+        drive(ev.Resume())
+    assert drive(ev.ChangeSetting(path="dynamics.steps", value=60)).phase == "running"
+
+
+def test_stop_cancels_labels_and_resume_takes_them_up(trusted):
+    drive = trusted()
+    drive.check("energy")
+    assert drive(ev.Stop()).phase == "finished"
+    assert drive.requests == (loop.CancelLabels((4,)),)
+    assert drive(ev.Resume()).phase == "labelling"
+    assert drive.requests == (loop.SubmitLabels((4,)),)
+
+
+def test_a_new_worker_takes_up_what_was_under_way(trusted):
+    drive = trusted()
+    drive.check("energy")
+    drive(ev.WorkerStarted(pid=1))
+    assert drive.requests == (loop.SubmitLabels((4,)),)
+    drive.label(4)
+    drive(ev.WorkerStarted(pid=2))
+    assert drive.requests == (loop.UpdateModel(first=False),)
+
+
+def test_a_failed_worker_is_seen_and_resumed(trusted):
+    drive = trusted()
+    drive.check("energy")
+    drive.label(4)
+    assert drive(ev.WorkerFailed(traceback="Traceback\nValueError: no")).phase == "failed"
+    assert drive(ev.WorkerStarted(pid=2)).phase == "paused"
+    assert "ValueError: no" in drive.state.paused
+    assert drive(ev.Resume()).phase == "updating"
+
+
+@pytest.mark.parametrize("ids", [(), (9,), (0,), (1,), (4, 4)])
+def test_decisions_about_impossible_frames_are_refused(trusted, ids):
+    drive = trusted("approve")
+    drive.check("energy")
+    with pytest.raises(CommandRefusedError):
+        drive(ev.Approve(ids=ids))
+
+
+def random_event(draw, driver: Driver) -> ev.Event | None:
+    """One event that a person or a worker could produce now."""
+    state = driver.state
+    ids = tuple(range(1, len(state.queue) + 1))
+    some = tuple(draw(st.lists(st.sampled_from(ids), unique=True, max_size=4))) if ids else ()
+    person = [
+        ev.Start(), ev.Pause(), ev.Resume(), ev.StepBy(steps=draw(st.integers(1, 25))), ev.Stop(),
+        ev.Undo(), ev.ProposeBatch(), ev.ApplyThreshold(probability=draw(st.floats(0, 1))),
+        ev.Approve(ids=some), ev.Reject(ids=some), ev.Skip(ids=some), ev.Retry(ids=some),
+        ev.ChangeSetting(
+            path="labelling.mode", value=draw(st.sampled_from(["approve", "threshold", "batch"]))
+        ),
+    ]  # fmt: skip
+    worker: list[ev.Event] = [ev.WorkerStarted(pid=1), ev.WorkerFailed(traceback="x")]
+    for i in state.ids("approved", "labelling"):
+        worker += [ev.LabelsSubmitted(ids=(i,)), ev.LabelArrived(query_id=i)]
+        worker.append(ev.LabelFailed(query_id=i, failure="timeout"))
+    if state.updating:
+        worker += [ev.Updated(snapshot=state.snapshot + 1, n_labels=state.n_labels, weights="w")]
+        worker += [ev.UpdateRefused(reason="drift")]
+    if state.proposing:
+        worker.append(ev.BatchProposed(ids=state.ids("waiting")[:2]))
+    if state.phase == "running":
+        driver.frames += 1
+        reasons = draw(st.sampled_from([(), ("energy",), ("force",)]))
+        checked = ev.FrameChecked(
+            frame_id=driver.frames, step=state.next_stop, key=str(driver.frames),
+            snapshot=state.snapshot, reasons=reasons if state.trusted else ("initial",),
+            probability=0.5,
+        )  # fmt: skip
+        worker += [checked] * 6 + [ev.Broken(step=state.step + 3, reason="hot")]
+    return draw(st.sampled_from(person + worker * 3))
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_random_histories_keep_the_invariants(data):
+    from core.settings import from_dict
+
+    made = from_dict(
+        {
+            "structure": {"smiles": "C"},
+            "trust": {"initial_labels": 2, "initial_stride": 5},
+            "labelling": {"batch_size": 2, "max_labels": 12},
+        }
+    )
+    driver, journal, trained = Driver(State(made, n_atoms=5)), [], {}
+    for _ in range(data.draw(st.integers(1, 120))):
+        event, before = random_event(data.draw, driver), driver.state
+        try:
+            driver(event)
+        except CommandRefusedError:
+            assert driver.state is before and isinstance(event, ev.Command)
+            continue
+        journal.append(event)
+        check_invariants(before, event, driver, trained)
+    copies = [ev.from_json(ev.to_json(event)) for event in journal]
+    assert replay(State(made, n_atoms=5), copies) == driver.state
+
+
+def check_invariants(before: State, event: ev.Event, driver: Driver, trained: dict) -> None:
+    after = driver.state
+    assert after.phase in PHASES
+    assert [q.id for q in after.queue] == list(range(1, len(after.queue) + 1))
+    assert len({q.frame_id for q in after.queue}) == len(after.queue)
+    assert all(after.query(i).status == "trained" for i in trained)
+    trained.update(dict.fromkeys(after.ids("trained")))
+    spent = after.ids("approved", "labelling", "labelled", "trained")
+    assert len(spent) <= 12
+    submitted = {i for r in driver.requests if isinstance(r, loop.SubmitLabels) for i in r.ids}
+    assert submitted <= set(after.ids("approved", "labelling"))
+    assert set(after.proposal) <= set(after.ids("waiting"))
+    assert not (after.updating and before.updating and after.ids("approved", "labelling"))
+    if isinstance(event, ev.Undo):
+        undone = before.history[-1].before
+        assert all(after.query(i).status in (s, "approved") for i, s in undone)
+    assert replace(after, queue=after.queue) == after
