@@ -110,7 +110,7 @@ def from_atoms(
         numbers=np.array(atoms.numbers, dtype=int),
         positions=np.array(atoms.positions, dtype=float),
         cell=np.array(atoms.cell.array, dtype=float),
-        pbc=tuple(bool(p) for p in atoms.pbc),
+        pbc=(bool(atoms.pbc[0]), bool(atoms.pbc[1]), bool(atoms.pbc[2])),
         charge=int(atoms.info.get("charge", 0) if charge is None else charge),
         spin=int(atoms.info.get("spin", 0) if spin is None else spin),
         fixed=tuple(int(i) for i in np.concatenate(fixed)) if fixed else (),

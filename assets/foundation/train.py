@@ -21,13 +21,12 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from dataset import Sample, load
-
 from core.contracts import LabelSet
 from core.potentials.load import save
 from core.potentials.mace import MacePotential, default_config
 from core.structures import Structure
 from core.training import Dataset, Loss, Trainer, TrainerSettings, evaluate
+from dataset import Sample, load
 
 WORK = Path(__file__).resolve().parent / "work"
 ELEMENTS = (1, 6, 7, 8)

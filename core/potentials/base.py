@@ -133,12 +133,11 @@ class TorchPotential(ABC):
     def collate(self, structures: Sequence[Structure], edges: Sequence[Edges]) -> GraphBatch:
         """Join structures whose `edges` are known into one batch."""
         sizes = tuple(len(s) for s in structures)
-        starts = np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(int) if sizes else []
-        as_float = {"dtype": self.dtype}
+        starts = np.cumsum((0, *sizes))[:-1]
         return GraphBatch(
             species=torch.as_tensor(np.concatenate([self._species(s) for s in structures])),
             positions=torch.as_tensor(
-                np.concatenate([s.positions for s in structures]), **as_float
+                np.concatenate([s.positions for s in structures]), dtype=self.dtype
             ),
             senders=torch.as_tensor(
                 np.concatenate([e.senders + o for e, o in zip(edges, starts, strict=True)])
@@ -146,7 +145,7 @@ class TorchPotential(ABC):
             receivers=torch.as_tensor(
                 np.concatenate([e.receivers + o for e, o in zip(edges, starts, strict=True)])
             ),
-            shifts=torch.as_tensor(np.concatenate([e.shifts for e in edges]), **as_float),
+            shifts=torch.as_tensor(np.concatenate([e.shifts for e in edges]), dtype=self.dtype),
             index=torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes)),
             n_atoms=sizes,
             isolated=np.array([self.isolated_energy(s) for s in structures]),

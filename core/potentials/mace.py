@@ -6,7 +6,10 @@ module puts it back. Models are built here from a configuration, never unpickled
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
+import warnings
 from typing import Any
 
 import numpy as np
@@ -16,16 +19,15 @@ from core.errors import ModelError
 from core.potentials.base import GraphBatch, TorchPotential
 
 torch.serialization.add_safe_globals([slice])
-_guard = os.environ.get("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD")
-import mace.modules  # noqa: E402  (must precede e3nn, and the guard must follow it)
-
-if _guard is None:
-    os.environ.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)
-else:
-    os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = _guard
-
-import e3nn  # noqa: E402
-from e3nn import o3  # noqa: E402
+_GUARD = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
+_guard = os.environ.get(_GUARD)
+with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+    warnings.simplefilter("ignore")  # optional accelerators that are absent, e3nn's own constants
+    import mace.modules  # must precede e3nn, and the guard must follow it
+    from e3nn import get_optimization_defaults, o3, set_optimization_defaults
+os.environ.pop(_GUARD, None)
+if _guard is not None:
+    os.environ[_GUARD] = _guard
 
 CLASSES = ("MACE", "ScaleShiftMACE")
 """Model classes a bundle may name."""
@@ -90,7 +92,7 @@ class MacePotential(TorchPotential):
 
     def node_energies(self, graphs: GraphBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """Return interaction energies (ΣN,) and the scalar features of all layers (ΣN, D)."""
-        module = self.module
+        module: Any = self.module
         attrs = torch.nn.functional.one_hot(graphs.species, len(self.elements)).to(self.dtype)
         edge_index = torch.stack([graphs.senders, graphs.receivers])
         heads = torch.zeros_like(graphs.index)
@@ -135,11 +137,11 @@ def _build(config: dict[str, Any]) -> torch.nn.Module:
         for key in _IRREPS:
             values[key] = o3.Irreps(values[key])
         values["atomic_energies"] = np.array(values["atomic_energies"], dtype=float)
-        before = dict(e3nn.get_optimization_defaults())
-        e3nn.set_optimization_defaults(jit_script_fx=False)
+        before = dict(get_optimization_defaults())
+        set_optimization_defaults(jit_script_fx=False)
         try:
             return getattr(mace.modules, config["class"])(**values)
         finally:
-            e3nn.set_optimization_defaults(**before)
+            set_optimization_defaults(**before)
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(f"The bundle's config.json cannot be built: {error!r}.") from error

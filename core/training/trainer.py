@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -121,7 +122,7 @@ class Trainer:
     def _set_rate(self) -> None:
         s = self.settings
         done = min(1.0, max(self.epoch / s.epochs, self.seconds / s.max_seconds))
-        factor = s.final_rate + (1 - s.final_rate) * 0.5 * (1 + np.cos(np.pi * done))
+        factor = s.final_rate + (1 - s.final_rate) * 0.5 * (1 + math.cos(math.pi * done))
         for group in self.optimizer.param_groups:
             group["lr"] = s.learning_rate * factor
 

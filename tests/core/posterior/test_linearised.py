@@ -1,0 +1,106 @@
+"""The linearised posterior against the Gaussian it must equal on a linear model."""
+
+import numpy as np
+import pytest
+import torch
+
+from core.contracts import LabelSet
+from core.posterior.linearised import Linearised
+from core.potentials.lennard_jones import LennardJones
+from core.structures import Structure
+
+S, NOISE_E, NOISE_F = 0.3, 2e-3, 5e-3
+
+
+def clusters(rng, n):
+    base = 3.7 * np.stack(np.meshgrid(*[[0, 1]] * 3), -1).reshape(-1, 3)[:5]
+    return tuple(
+        Structure(np.full(5, 18), base + 0.2 * rng.standard_normal((5, 3))) for _ in range(n)
+    )
+
+
+def labelled(structures, teacher=None, shift=0.0):
+    out = (teacher or LennardJones(epsilon=0.012, sigma=3.35)).predict(structures)
+    return LabelSet(structures, out.energies + shift, out.forces)
+
+
+def make(members=2000, **options):
+    return Linearised(
+        LennardJones(), prior_std=S, noise_energy=NOISE_E, noise_force=NOISE_F, members=members,
+        **options,
+    )  # fmt: skip
+
+
+def test_variances_equal_the_closed_form(rng):
+    posterior = make(bias_std=1e-9)
+    labels = labelled(clusters(rng, 3))
+    state, _ = posterior.update(posterior.init(rng), labels, rng)
+    test = clusters(rng, 1)[0]
+    J = state.rows[:, :-1]  # kept rows, taken at the prior's weights
+    precision = torch.diag(1 / state.noise**2)
+    C = torch.linalg.inv(J.T @ precision @ J + torch.eye(2, dtype=J.dtype) / S**2)
+    rows = posterior.potential.rows(test)
+    spread = posterior.spread(state, test)
+    exact = (rows @ C @ rows.T).diagonal().sqrt()
+    assert spread.sigma_energy == pytest.approx(float(exact[0]), rel=0.06)
+    torch.testing.assert_close(posterior.members(state).T.cov(), C, rtol=0.15, atol=1e-9)
+
+
+def test_the_mean_is_the_maximum_of_the_posterior(rng):
+    posterior = make(members=4)
+    labels = labelled(clusters(rng, 6))
+    state, info = posterior.update(posterior.init(rng), labels, rng)
+    found = state.theta.exp().numpy()
+    np.testing.assert_allclose(found, [0.012, 3.35], rtol=1e-2)
+    assert info.values["iterations"] >= 1
+
+
+def test_a_constant_energy_shift_goes_into_the_bias_not_the_weights(rng):
+    posterior = make(members=4)
+    structures = clusters(rng, 6)
+    plain, _ = posterior.update(posterior.init(rng), labelled(structures), rng)
+    posterior = make(members=4)
+    shifted, _ = posterior.update(posterior.init(rng), labelled(structures, shift=0.2), rng)
+    assert shifted.bias == pytest.approx(0.2, abs=5e-3)
+    torch.testing.assert_close(shifted.theta, plain.theta, rtol=0, atol=2e-3)
+
+
+def test_uncertainty_shrinks_with_labels_and_grows_away_from_them(rng):
+    posterior = make(members=200)
+    structures = clusters(rng, 5)
+    near = structures[0].moved(structures[0].positions + 0.01)
+    far = structures[0].moved(structures[0].positions * 0.9)
+    state = posterior.init(rng)
+    before = posterior.spread(state, near).sigma_energy
+    state, _ = posterior.update(state, labelled(structures), rng)
+    after = posterior.spread(state, near)
+    assert after.sigma_energy < 0.3 * before
+    assert posterior.spread(state, far).sigma_forces.max() > after.sigma_forces.max()
+
+
+def test_leave_one_out_equals_leaving_one_out(rng):
+    teacher = LennardJones(epsilon=0.0105, sigma=3.41)  # near the prior: linear in the weights
+    labels = labelled(clusters(rng, 4), teacher)
+    posterior = make(members=4, max_iterations=1)
+    state, _ = posterior.update(posterior.init(rng), labels, rng)
+    errors, _, _ = posterior.leave_one_out(state, labels)
+    rest = LabelSet(labels.structures[1:], labels.energies[1:], labels.forces[1:])
+    other = make(members=4)
+    without, _ = other.update(other.init(rng), rest, rng)
+    direct = labels.energies[0] - other.spread(without, labels.structures[0]).energy
+    assert errors[0] == pytest.approx(direct, rel=0.1, abs=2e-6)
+
+
+def test_saved_and_restored_states_agree(rng, tmp_path):
+    posterior = make(members=16)
+    labels = labelled(clusters(rng, 3))
+    state, _ = posterior.update(posterior.init(rng), labels, rng)
+    posterior.save(state, tmp_path / "s.safetensors")
+    other = make(members=16)
+    again = other.restore(tmp_path / "s.safetensors", labels)
+    test = clusters(rng, 1)[0]
+    one, two = posterior.spread(state, test), other.spread(again, test)
+    assert one.energy == two.energy
+    assert one.sigma_energy == two.sigma_energy
+    more = labelled(labels.structures + clusters(rng, 1))
+    assert other.update(again, more, rng)[0].n_labels == 4

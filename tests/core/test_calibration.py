@@ -1,0 +1,61 @@
+"""Calibration against formulas worked out by hand and against sampled errors."""
+
+import math
+
+import numpy as np
+import pytest
+
+from core.calibration import Calibration, EnergyCalibration, ForceCalibration
+
+
+def test_without_labels_trust_needs_sigma_below_0122_of_the_tolerance():
+    prior = EnergyCalibration()  # arXiv 2507.13805: the threshold at n = 0
+    assert prior.probability_within(0.121, 1.0) > 0.95 > prior.probability_within(0.123, 1.0)
+
+
+def test_scale_follows_the_published_formula():
+    calibration = EnergyCalibration()
+    for z in (1.0, -2.0, 0.5):
+        calibration = calibration.update(z)
+    assert calibration.degrees_of_freedom == 6
+    assert calibration.scale == pytest.approx(math.sqrt((10 + 0.5 * 5.25) / (1.5 + 1.5)))
+
+
+@pytest.mark.parametrize("true_scale", [1.0, 4.0])
+def test_interval_covers_as_asked_once_labels_have_come_in(true_scale, rng):
+    calibration = EnergyCalibration()
+    for z in true_scale * rng.standard_normal(400):
+        calibration = calibration.update(z)
+    bound = calibration.interval(1.0, 0.95)
+    covered = np.mean(np.abs(true_scale * rng.standard_normal(20_000)) < bound)
+    assert covered == pytest.approx(0.95, abs=0.015)
+    assert calibration.probability_within(1.0, bound) == pytest.approx(0.95)
+
+
+def test_force_bound_is_infinite_until_two_labels_and_then_the_conformal_rank():
+    calibration = ForceCalibration()
+    assert calibration.update(1.0).bound(0.1, 0.95) == math.inf
+    for ratio in range(1, 40):
+        calibration = calibration.update(float(ratio))
+    assert calibration.factor(0.95) == pytest.approx(38.0)  # rank ⌈40·0.95⌉ of 39
+
+
+def test_force_bound_covers_exchangeable_ratios(rng):
+    hits = []
+    for _ in range(300):
+        calibration = ForceCalibration()
+        draws = rng.lognormal(0.0, 0.4, size=16)
+        for ratio in draws[:-1]:
+            calibration = calibration.update(ratio)
+        hits.append(draws[-1] < calibration.factor(0.9))
+    assert np.mean(hits) == pytest.approx(0.9, abs=0.05)
+
+
+def test_assessment_names_every_tolerance_that_may_break():
+    calibration = Calibration().update(1.0, 1.0).update(1.0, 1.2)
+    limits = {"energy_tolerance": 0.02, "force_tolerance": 0.1, "confidence": 0.95}
+    assert calibration.assess(1e-4, 1e-4, **limits).trusted
+    assert calibration.assess(1.0, 1e-4, **limits).reasons == ("energy",)
+    assert calibration.assess(1.0, 1.0, **limits).reasons == ("energy", "force")
+    no_force = {**limits, "force_tolerance": None}
+    assert calibration.assess(1e-4, 1.0, **no_force).trusted

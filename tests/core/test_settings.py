@@ -1,0 +1,65 @@
+"""The settings schema: units at the border, messages, and the way through TOML and JSON."""
+
+import pytest
+
+from core import settings
+from core.errors import SettingsError
+from core.units import KCAL_PER_MOL
+
+MINIMAL = '[structure]\nsmiles = "CCO"\n'
+
+
+def load(tmp_path, text):
+    path = tmp_path / "s.toml"
+    path.write_text(text)
+    return settings.load(path)
+
+
+def test_quantities_with_units_become_inner_units(tmp_path):
+    text = MINIMAL + '[trust]\nenergy_tolerance = "0.5 kcal/mol"\nforce_tolerance = "100 meV/Å"\n'
+    trust = load(tmp_path, text).trust
+    assert trust.energy_tolerance == pytest.approx(0.5 * KCAL_PER_MOL)
+    assert trust.force_tolerance == pytest.approx(0.1)
+
+
+def test_the_default_energy_tolerance_grows_with_the_root_of_the_size(tmp_path):
+    trust = load(tmp_path, MINIMAL).trust
+    assert trust.energy_tolerance_for(9) == pytest.approx(0.5 * KCAL_PER_MOL)
+    assert trust.energy_tolerance_for(36) == pytest.approx(1.0 * KCAL_PER_MOL)
+
+
+@pytest.mark.parametrize(
+    ("extra", "words"),
+    [
+        ('[trust]\nenergy_tolerance = "0.5 kcal"\n', "'kcal'.*accepted.*kcal/mol"),
+        ("[trust]\nenergy_tolerance = 0\n", "greater than 0"),
+        ('[trust]\nenergy_tolerance = "lots"\n', "not a number"),
+        ("[dynamics]\ntemperature = 300\n", "did you mean dynamics.temperature_K"),
+        ("[dynamics]\ntimestep_fs = -1\n", "greater than 0.*-1"),
+        ('[labelling]\nmode = "yolo"\n', "'approve', 'threshold' or 'batch'"),
+        ("[dynamics\n", "not valid TOML"),
+    ],
+)
+def test_what_is_wrong_is_said_with_what_was_given(tmp_path, extra, words):
+    with pytest.raises(SettingsError, match=words):
+        load(tmp_path, MINIMAL + extra)
+
+
+def test_a_structure_must_be_given_exactly_once(tmp_path):
+    with pytest.raises(SettingsError, match="exactly one"):
+        load(tmp_path, '[structure]\nsmiles = "CCO"\nname = "H2O"\n')
+
+
+def test_json_and_a_live_change_round_trip(tmp_path):
+    loaded = load(tmp_path, MINIMAL)
+    changed = loaded.with_value("dynamics.temperature_K", 350)
+    assert settings.from_json(changed.to_json()) == changed != loaded
+    with pytest.raises(SettingsError, match="nothing"):
+        loaded.with_value("dynamics.nothing", 1)
+    with pytest.raises(SettingsError, match="greater than 0"):
+        loaded.with_value("trust.energy_tolerance", "0 eV")
+
+
+def test_every_field_has_help():
+    assert all(entry["help"] for entry in settings.fields())
+    assert "dynamics.temperature_K" in settings.live_paths()

@@ -1,0 +1,66 @@
+"""Reading structures: what is accepted, and that nothing hostile is opened."""
+
+import pickle
+
+import numpy as np
+import pytest
+
+from core import structures
+from core.errors import StructureError
+
+
+class Bomb:
+    def __reduce__(self):
+        return exec, ("import pathlib; pathlib.Path('exploded').write_text('x')",)
+
+
+def test_a_molecule_by_smiles_name_and_file_is_the_same_molecule(tmp_path):
+    pytest.importorskip("rdkit")
+    by_smiles, by_name = structures.from_smiles("CCO"), structures.from_name("CH3CH2OH")
+    path = tmp_path / "ethanol.xyz"
+    by_name.to_atoms().write(path, format="extxyz")
+    by_file = structures.from_file(path)
+    assert by_smiles.formula == by_name.formula == by_file.formula == "C2H6O"
+    np.testing.assert_allclose(by_file.positions, by_name.positions, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "empty"),
+        ("2\n\nH 0 0 0\n", "could not be read"),
+        ("2\n\nXx 0 0 0\nH 0 0 1\n", "could not be read"),
+        ("2\n\nH 0 0 0\nH 0 0 0.1\n", "overlap"),
+        ("2\n\nH 0 0 nan\nH 0 0 1\n", "finite"),
+        ("1\n\nH 0 0 0\n", "unpaired"),
+        ("0\n\n", "no atoms"),
+    ],
+)
+def test_bad_files_get_a_message_that_says_what_is_wrong(tmp_path, text, words):
+    path = tmp_path / "bad.xyz"
+    path.write_text(text)
+    with pytest.raises(StructureError, match=words):
+        structures.from_file(path)
+
+
+@pytest.mark.parametrize("name", ["evil.xyz", "evil.pkl", "evil.traj", "evil.cif", "evil.model"])
+def test_a_pickle_offered_as_a_structure_is_refused_and_not_run(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(StructureError):
+        structures.from_file(tmp_path / name)
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_the_content_key_sees_every_atom_and_ignores_rounding():
+    one = structures.from_name("H2O")
+    assert one.key == one.moved(one.positions + 1e-9).key
+    assert one.key != one.moved(one.positions + 1e-4).key
+
+
+def test_bad_smiles_and_names_say_what_to_write_instead():
+    pytest.importorskip("rdkit")
+    with pytest.raises(StructureError, match="CCO"):
+        structures.from_smiles("this is no molecule")
+    with pytest.raises(StructureError, match="CH3CH2OH"):
+        structures.from_name("nonsense")
