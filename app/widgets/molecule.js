@@ -1,0 +1,364 @@
+// Atoms in the page: NGL where there is WebGL, a flat projection where there is none.
+// `render` wires the model to a scene; a scene draws arrays and knows nothing of the model.
+
+const BALL = 0.42; // radius of a ball, in covalent radii
+const STICK = 0.09; // Å
+const FORM = 1.18, BREAK = 1.32; // a bond forms below, breaks above this multiple of Σ radii
+
+const CSS = `
+:host { display: block; position: relative; }
+.stage { position: absolute; inset: 0; overflow: hidden; border-radius: inherit; }
+.stage canvas { outline: none; display: block; }
+.overlay { position: absolute; font: 12px/1.35 inherit; pointer-events: none; user-select: none; }
+.legend { left: 16px; bottom: 14px; width: 216px; }
+.legend .bar { height: 8px; border-radius: 4px; margin: 5px 0 3px; position: relative; }
+.legend .mark { position: absolute; top: -3px; bottom: -3px; width: 2px; margin-left: -1px; border-radius: 1px; }
+.legend .ticks { position: relative; height: 1.35em; font-variant-numeric: tabular-nums; }
+.legend .ticks span { position: absolute; white-space: nowrap; }
+.elements { display: flex; gap: 12px; flex-wrap: wrap; }
+.elements span { display: inline-flex; align-items: center; gap: 5px; }
+.elements i { width: 10px; height: 10px; border-radius: 50%; display: inline-block; }
+.note { left: 16px; top: 14px; right: 16px; }
+.tip { padding: 3px 8px; border-radius: 5px; white-space: nowrap; transform: translate(12px, -50%);
+       font-variant-numeric: tabular-nums; }
+[hidden] { display: none !important; }
+`;
+
+// ---- arrays -----------------------------------------------------------------------------------
+
+function floats(bytes) {
+  if (!bytes) return new Float32Array(0);
+  const view = bytes instanceof ArrayBuffer ? new Uint8Array(bytes) : new Uint8Array(bytes.buffer ?? bytes, bytes.byteOffset ?? 0, bytes.byteLength);
+  return new Float32Array(view.slice().buffer);
+}
+
+function hex(color) {
+  const v = parseInt(color.slice(1), 16);
+  return [(v >> 16) / 255, ((v >> 8) & 255) / 255, (v & 255) / 255];
+}
+
+function onScale(value, stops, max) {
+  const t = Math.min(Math.max(value / max, 0), 1) * (stops.length - 1);
+  const k = Math.min(Math.floor(t), stops.length - 2), f = t - k;
+  return stops[k].map((low, c) => low + f * (stops[k + 1][c] - low));
+}
+
+function inverse(m) {
+  const [a, b, c, d, e, f, g, h, i] = m;
+  const det = a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g);
+  return [e * i - f * h, c * h - b * i, b * f - c * e, f * g - d * i, a * i - c * g, c * d - a * f,
+    d * h - e * g, b * g - a * h, a * e - b * d].map((v) => v / det);
+}
+
+function times(v, m) { // row vector times row-major 3x3
+  return [0, 1, 2].map((c) => v[0] * m[c] + v[1] * m[3 + c] + v[2] * m[6 + c]);
+}
+
+// A molecule is held in the middle; what is periodic is wrapped into its cell.
+function placed(positions, cell) {
+  const out = new Float32Array(positions.length), n = positions.length / 3;
+  if (cell.length === 9) {
+    const back = inverse(cell), half = [0, 1, 2].map((c) => (cell[c] + cell[3 + c] + cell[6 + c]) / 2);
+    for (let i = 0; i < n; i++) {
+      const s = times(positions.subarray(3 * i, 3 * i + 3), back).map((v) => v - Math.floor(v));
+      times(s, cell).forEach((v, c) => { out[3 * i + c] = v - half[c]; });
+    }
+    return out;
+  }
+  const mid = [0, 0, 0];
+  for (let i = 0; i < positions.length; i++) mid[i % 3] += positions[i] / n;
+  for (let i = 0; i < positions.length; i++) out[i] = positions[i] - mid[i % 3];
+  return out;
+}
+
+// Pairs (i < j) near enough to be bonded; a bond that exists is kept until it is clearly broken.
+function bonds(positions, radii, before) {
+  const n = radii.length, reach = 2 * Math.max(...radii, 0.1) * BREAK, bins = new Map(), found = [];
+  const key = (x, y, z) => `${x},${y},${z}`;
+  const bin = (i) => [0, 1, 2].map((c) => Math.floor(positions[3 * i + c] / reach));
+  for (let i = 0; i < n; i++) {
+    const k = key(...bin(i));
+    bins.has(k) ? bins.get(k).push(i) : bins.set(k, [i]);
+  }
+  for (let i = 0; i < n; i++) {
+    const [bx, by, bz] = bin(i);
+    for (let x = bx - 1; x <= bx + 1; x++) for (let y = by - 1; y <= by + 1; y++) for (let z = bz - 1; z <= bz + 1; z++)
+      for (const j of bins.get(key(x, y, z)) ?? []) {
+        if (j <= i) continue;
+        const d = Math.hypot(positions[3 * i] - positions[3 * j], positions[3 * i + 1] - positions[3 * j + 1], positions[3 * i + 2] - positions[3 * j + 2]);
+        const limit = (radii[i] + radii[j]) * (before.has(i * n + j) ? BREAK : FORM);
+        if (d < limit) found.push(i * n + j);
+      }
+  }
+  return found;
+}
+
+function edges(cell) {
+  const corner = (i, j, k) => [0, 1, 2].map((c) => (i - 0.5) * cell[c] + (j - 0.5) * cell[3 + c] + (k - 0.5) * cell[6 + c]);
+  const lines = [];
+  for (const a of [0, 1]) for (const b of [0, 1])
+    lines.push([corner(0, a, b), corner(1, a, b)], [corner(a, 0, b), corner(a, 1, b)], [corner(a, b, 0), corner(a, b, 1)]);
+  return lines;
+}
+
+// ---- scenes -----------------------------------------------------------------------------------
+
+function hasWebGL() {
+  try {
+    const canvas = document.createElement("canvas");
+    return Boolean(canvas.getContext("webgl2") ?? canvas.getContext("webgl"));
+  } catch { return false; }
+}
+
+// nglview's bundle is an AMD module: a `define` is lent to it while it loads.
+function loadEngine(address) {
+  window.__flywiseNGL ??= new Promise((resolve, reject) => {
+    const before = window.define, script = document.createElement("script");
+    const restore = () => { if (before === undefined) delete window.define; else window.define = before; };
+    let engine;
+    window.define = (_, factory) => {
+      const Empty = class {};
+      engine = factory({ DOMWidgetModel: Empty, DOMWidgetView: Empty, WidgetModel: Empty, WidgetView: Empty }).NGL;
+    };
+    window.define.amd = {};
+    script.src = new URL(address, document.baseURI).href;
+    script.onload = () => { restore(); engine ? resolve(engine) : reject(new Error("no NGL in " + address)); };
+    script.onerror = () => { restore(); window.__flywiseNGL = undefined; reject(new Error("could not load " + address)); };
+    document.head.append(script);
+  });
+  return window.__flywiseNGL;
+}
+
+// NGL listens on the document and compares targets, which a shadow root hides: listen on the canvas.
+function listenOnCanvas(observer, canvas) {
+  const handlers = { wheel: "_onMousewheel", mousemove: "_onMousemove", mousedown: "_onMousedown", mouseup: "_onMouseup",
+    contextmenu: "_onContextmenu", touchstart: "_onTouchstart", touchend: "_onTouchend", touchmove: "_onTouchmove" };
+  for (const old of ["mousewheel", "MozMousePixelScroll"]) document.removeEventListener(old, observer._onMousewheel);
+  for (const [event, name] of Object.entries(handlers)) {
+    document.removeEventListener(event, observer[name]);
+    canvas.addEventListener(event, observer[name], { passive: false });
+  }
+  canvas.addEventListener("pointerdown", (e) => canvas.setPointerCapture(e.pointerId)); // drags may leave the canvas
+}
+
+function solidScene(NGL, holder) {
+  const stage = new NGL.Stage(holder, { backgroundColor: "white", cameraType: "perspective", ambientIntensity: 0.35, lightIntensity: 1.0, fogNear: 60, fogFar: 100, clipDist: 0, sampleLevel: 0, tooltip: false });
+  const canvas = stage.viewer.renderer.domElement;
+  listenOnCanvas(stage.mouseObserver, canvas);
+  for (const pick of ["hoverPick", "clickPick-left", "clickPick-middle", "clickPick-right"]) stage.mouseControls.remove(pick);
+  let atoms, sticks, frame = [], fitted = false, nAtoms = 0, nSticks = 0;
+
+  const layer = (name, buffer) => {
+    const shape = new NGL.Shape(name, { disableImpostor: false });
+    shape.addBuffer(buffer);
+    const component = stage.addComponentFromObject(shape);
+    component.addRepresentation("buffer", { side: "front" });
+    return { component, buffer };
+  };
+  const gone = (old) => { if (old) stage.removeComponent(old.component); };
+
+  function stickArrays(s) {
+    const n = s.bonds.length, one = new Float32Array(3 * n), two = new Float32Array(3 * n), c1 = new Float32Array(3 * n), c2 = new Float32Array(3 * n);
+    s.bonds.forEach((code, b) => {
+      const i = Math.floor(code / s.radii.length), j = code % s.radii.length;
+      one.set(s.positions.subarray(3 * i, 3 * i + 3), 3 * b); two.set(s.positions.subarray(3 * j, 3 * j + 3), 3 * b);
+      c1.set(s.colors.subarray(3 * i, 3 * i + 3), 3 * b); c2.set(s.colors.subarray(3 * j, 3 * j + 3), 3 * b);
+    });
+    return { position1: one, position2: two, color: c1, color2: c2, radius: new Float32Array(n).fill(STICK) };
+  }
+
+  return {
+    kind: "ngl", canvas,
+    setup(s) {
+      gone(atoms); gone(sticks); frame.forEach(gone);
+      atoms = sticks = undefined; frame = []; fitted = false; nAtoms = nSticks = 0;
+      if (s.cell.length === 9) {
+        const lines = edges(s.cell), grey = new Float32Array(3 * lines.length).fill(0.55);
+        frame = [layer("cell", new NGL.CylinderBuffer({ position1: new Float32Array(lines.map((l) => l[0]).flat()), position2: new Float32Array(lines.map((l) => l[1]).flat()),
+          color: grey, color2: grey, radius: new Float32Array(lines.length).fill(0.03) }, {}))];
+      }
+    },
+    draw(s) {
+      if (nAtoms !== s.radii.length) {
+        gone(atoms);
+        nAtoms = s.radii.length;
+        atoms = layer("atoms", new NGL.SphereBuffer({ position: s.positions, color: s.colors, radius: new Float32Array(s.radii.map((r) => BALL * r + 0.1)) }, {}));
+      } else atoms.buffer.setAttributes({ position: s.positions, color: s.colors });
+      const arrays = stickArrays(s);
+      if (nSticks !== s.bonds.length) {
+        gone(sticks);
+        nSticks = s.bonds.length;
+        sticks = nSticks ? layer("bonds", new NGL.CylinderBuffer(arrays, {})) : undefined;
+      } else if (nSticks) sticks.buffer.setAttributes(arrays);
+      if (!fitted) { fitted = true; this.fit(s); }
+      stage.viewer.requestRender();
+    },
+    fit(s) {
+      const v = s.view, m = new NGL.Matrix4();
+      m.set(v[0], v[1], v[2], 0, v[3], v[4], v[5], 0, v[6], v[7], v[8], 0, 0, 0, 0, 1);
+      stage.autoView();
+      stage.viewerControls.rotate(new NGL.Quaternion().setFromRotationMatrix(m));
+    },
+    project(p) {
+      const at = stage.viewerControls.getPositionOnCanvas(new NGL.Vector3(p[0], p[1], p[2]));
+      const depth = new NGL.Vector3(p[0], p[1], p[2]).add(stage.viewer.translationGroup.position).applyMatrix4(stage.viewer.rotationGroup.matrix).z;
+      return { x: at.x, y: canvas.clientHeight - at.y, depth, pixels: 1 / stage.viewerControls.getCanvasScaleFactor(depth) };
+    },
+    paint(background) { stage.setParameters({ backgroundColor: background }); },
+    resize() { stage.handleResize(); },
+    dispose() { stage.dispose(); },
+  };
+}
+
+function flatScene(holder) {
+  const canvas = document.createElement("canvas"), pen = canvas.getContext("2d");
+  canvas.style.cssText = "width:100%;height:100%";
+  holder.append(canvas);
+  let last, zoom = 40, background = "#ffffff";
+  const flat = (p) => {
+    const v = last.view, row = (k) => v[k] * p[0] + v[k + 1] * p[1] + v[k + 2] * p[2];
+    return { x: canvas.clientWidth / 2 + zoom * row(0), y: canvas.clientHeight / 2 - zoom * row(3), depth: row(6), pixels: zoom };
+  };
+  const css = (colors, i) => `rgb(${[0, 1, 2].map((c) => Math.round(255 * colors[3 * i + c])).join(",")})`;
+  const scene = {
+    kind: "flat", canvas,
+    setup() { last = undefined; },
+    draw(s) {
+      const first = last === undefined;
+      last = s;
+      if (first) scene.resize();
+      const ratio = window.devicePixelRatio || 1, n = s.radii.length, at = [];
+      pen.setTransform(ratio, 0, 0, ratio, 0, 0);
+      pen.fillStyle = background; pen.fillRect(0, 0, canvas.clientWidth, canvas.clientHeight);
+      for (let i = 0; i < n; i++) at.push(flat(s.positions.subarray(3 * i, 3 * i + 3)));
+      const line = (a, b, color, width) => { pen.strokeStyle = color; pen.lineWidth = width; pen.beginPath(); pen.moveTo(a.x, a.y); pen.lineTo(b.x, b.y); pen.stroke(); };
+      if (s.cell.length === 9) for (const [a, b] of edges(s.cell)) line(flat(a), flat(b), "#8a94a0", 1);
+      for (const code of s.bonds) line(at[Math.floor(code / n)], at[code % n], "#8a94a0", Math.max(2, 2 * STICK * zoom));
+      for (const i of [...at.keys()].sort((a, b) => at[a].depth - at[b].depth)) {
+        pen.fillStyle = css(s.colors, i); pen.strokeStyle = "rgba(0,0,0,0.35)"; pen.lineWidth = 1;
+        pen.beginPath(); pen.arc(at[i].x, at[i].y, (BALL * s.radii[i] + 0.1) * zoom, 0, 2 * Math.PI); pen.fill(); pen.stroke();
+      }
+    },
+    project: (p) => flat(p),
+    paint(color) { background = color; if (last) scene.draw(last); },
+    resize() {
+      const ratio = window.devicePixelRatio || 1;
+      canvas.width = Math.max(1, canvas.clientWidth * ratio); canvas.height = Math.max(1, canvas.clientHeight * ratio);
+      if (!last) return;
+      let reach = 1.5;
+      for (let i = 0; i < last.positions.length; i += 3) reach = Math.max(reach, Math.hypot(...last.positions.subarray(i, i + 3)) + 1);
+      zoom = Math.min(canvas.clientWidth, canvas.clientHeight) / (2 * reach);
+      scene.draw(last);
+    },
+    dispose() { canvas.remove(); },
+  };
+  return scene;
+}
+
+// ---- words around the picture -----------------------------------------------------------------
+
+function overlays(el) {
+  const add = (name) => { const d = document.createElement("div"); d.className = "overlay " + name; el.append(d); return d; };
+  const legend = add("legend"), note = add("note"), tip = add("tip");
+  tip.hidden = true;
+  const ink = (dark) => (dark ? { text: "#e4e9ef", muted: "#98a4b1", tip: "#2b3541" } : { text: "#1b2430", muted: "#5d6875", tip: "#ffffff" });
+  const number = (v) => String(Number(v.toPrecision(2)));
+
+  function legendOf(model, known) {
+    const tone = ink(model.dark);
+    legend.style.color = tone.muted;
+    if (model.colour_by === "element" || !known) {
+      const seen = new Map(model.symbols.map((s, i) => [s, model.element_colors[i]]));
+      legend.innerHTML = `<div class="elements">${[...seen].map(([s, c]) => `<span><i style="background:rgb(${c.map((v) => Math.round(255 * v)).join(",")})"></i>${s}</span>`).join("")}</div>`;
+      return;
+    }
+    const mark = model.value_mark === null ? "" : `<div class="mark" style="left:${(100 * model.value_mark) / model.value_max}%;background:${tone.text}"></div>`;
+    const tick = model.value_mark === null ? "" : `<span style="left:${(100 * model.value_mark) / model.value_max}%;transform:translateX(-50%);color:${tone.text}">tolerance ${number(model.value_mark)}</span>`;
+    legend.innerHTML = `<div style="color:${tone.text}">${model.value_title}</div><div class="bar" style="background:linear-gradient(90deg,${model.scale.join(",")})">${mark}</div>
+      <div class="ticks"><span style="left:0">0</span>${tick}<span style="right:0">${number(model.value_max)} ${model.value_unit}</span></div>`;
+  }
+  function noteOf(model, scene) {
+    const flat = scene.kind === "flat" ? "This browser has no WebGL: flat picture, 3D view off. " : "";
+    note.textContent = flat + model.note;
+    note.style.color = ink(model.dark).muted;
+  }
+  function tipAt(model, text, x, y) {
+    const tone = ink(model.dark);
+    tip.hidden = !text;
+    if (!text) return;
+    tip.textContent = text;
+    tip.style.cssText = `left:${x}px;top:${y}px;background:${tone.tip};color:${tone.text};box-shadow:0 1px 5px rgba(0,0,0,.3)`;
+  }
+  return { legendOf, noteOf, tipAt };
+}
+
+// The atom under a point of the canvas: of those whose ball covers it, the nearest to the eye.
+function pick(scene, s, x, y) {
+  let best = -1, front = -Infinity;
+  for (let i = 0; i < s.radii.length; i++) {
+    const at = scene.project(s.positions.subarray(3 * i, 3 * i + 3));
+    const reach = Math.max((BALL * s.radii[i] + 0.1) * at.pixels, 6);
+    if (Math.hypot(at.x - x, at.y - y) < reach && at.depth > front) { front = at.depth; best = i; }
+  }
+  return best;
+}
+
+export async function render({ model, el }) {
+  const style = document.createElement("style"), holder = document.createElement("div");
+  style.textContent = CSS;
+  holder.className = "stage";
+  holder.setAttribute("role", "img");
+  holder.setAttribute("aria-label", "Moving atoms, coloured by the bound on their force error");
+  el.append(style, holder);
+  const words = overlays(el);
+  let scene;
+  try {
+    scene = hasWebGL() ? solidScene(await loadEngine(model.engine), holder) : flatScene(holder);
+  } catch (error) {
+    console.warn("3D view off:", error);
+    scene = flatScene(holder);
+  }
+  holder.dataset.engine = scene.kind;
+  holder.dataset.frames = "0";
+  let now, values, pending = 0, known, stale = true;
+
+  function colors() {
+    const n = model.symbols.length, out = new Float32Array(3 * n), stops = model.scale.map(hex);
+    for (let i = 0; i < n; i++)
+      out.set(known && model.colour_by === "value" ? onScale(values[i], stops, model.value_max) : model.element_colors[i], 3 * i);
+    return out;
+  }
+  function draw() {
+    pending = 0;
+    const raw = floats(model.positions), n = model.symbols.length;
+    if (!n || raw.length !== 3 * n) return;
+    values = floats(model.values);
+    const before = known;
+    known = values.length === n && values.every(Number.isFinite);
+    const old = new Set(stale ? [] : now?.bonds ?? []);
+    now = { positions: placed(raw, model.cell), radii: model.radii, cell: model.cell, view: model.view };
+    now.bonds = bonds(now.positions, now.radii, old);
+    now.colors = colors();
+    if (stale) { scene.setup(now); stale = false; }
+    scene.draw(now);
+    if (before !== known) words.legendOf(model, known);
+    holder.dataset.frames = String(Number(holder.dataset.frames) + 1);
+  }
+  const soon = () => { pending ||= requestAnimationFrame(draw); };
+  const retopology = () => { stale = true; soon(); };
+  const repaint = () => { scene.paint(model.background); words.legendOf(model, known); words.noteOf(model, scene); soon(); };
+
+  for (const name of ["positions", "values"]) model.on(name, soon);
+  for (const name of ["symbols", "cell"]) model.on(name, retopology);
+  for (const name of ["dark", "background", "colour_by", "value_max", "value_mark", "value_title", "note"]) model.on(name, repaint);
+  scene.canvas.addEventListener("pointermove", (e) => {
+    const i = now && !e.buttons ? pick(scene, now, e.offsetX, e.offsetY) : -1;
+    const value = i >= 0 && known ? ` · ± ${values[i].toPrecision(2)} ${model.value_unit}` : "";
+    words.tipAt(model, i < 0 ? "" : `${model.symbols[i]}${i + 1}${value}`, e.offsetX, e.offsetY);
+  });
+  scene.canvas.addEventListener("pointerleave", () => words.tipAt(model, ""));
+  const observer = new ResizeObserver(() => scene.resize());
+  observer.observe(holder);
+  model.on("remove", () => { observer.disconnect(); cancelAnimationFrame(pending); scene.dispose(); });
+  repaint();
+}

@@ -1,0 +1,104 @@
+"""A live 3D view of atoms, drawn in the page by the NGL engine that the nglview wheel carries.
+
+Positions and per-atom values travel as float32 bytes; nothing is fetched from the network. Without
+WebGL the page draws a flat projection instead. Colours come from `app.theme`.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from pathlib import Path
+
+import ase.data
+import ase.data.colors
+import numpy as np
+import panel as pn
+import param
+from bokeh.embed.bundle import extension_dirs
+from panel.custom import JSComponent
+
+from app.theme import ERROR_SCALE
+
+ENGINE = "share/jupyter/nbextensions/nglview-js-widgets/index.js"
+_ROUTE = "flywise-ngl"
+
+
+def engine_file() -> Path:
+    """Return the installed NGL bundle.
+
+    Raises:
+        FileNotFoundError: nglview is installed without it.
+    """
+    wheel = importlib.metadata.distribution("nglview")
+    for file in wheel.files or ():
+        if str(file).endswith(ENGINE):
+            return Path(str(wheel.locate_file(file))).resolve()
+    raise FileNotFoundError(
+        f"The installed nglview {wheel.version} has no {ENGINE}; reinstall it with pip."
+    )
+
+
+extension_dirs[_ROUTE] = engine_file().parent  # served by any Bokeh server, `panel serve` too
+
+
+def principal_view(positions: np.ndarray) -> list[float]:
+    """Return a rotation (row-major 3x3) that lays positions (N, 3) flat: longest axis across."""
+    centred = positions - positions.mean(axis=0)
+    if len(positions) < 3:
+        return np.eye(3).ravel().tolist()
+    _, _, axes = np.linalg.svd(centred, full_matrices=True)
+    axes[2] = np.cross(axes[0], axes[1])
+    return axes.ravel().tolist()
+
+
+class Molecule(JSComponent):
+    """Atoms in motion, coloured by a per-atom value on a fixed scale, or by element."""
+
+    engine = param.String(doc="Address of the NGL bundle.")
+    symbols = param.List(item_type=str, doc="Element of each of the N atoms.")
+    radii = param.List(doc="Covalent radius of each atom, Å.")
+    element_colors = param.List(doc="Red, green, blue of each atom's element, 0 to 1.")
+    cell = param.List(doc="Lattice vectors, nine numbers in Å; empty for a molecule.")
+    view = param.List(doc="First orientation of the camera, row-major 3x3.")
+    positions = param.Bytes(doc="(N, 3) float32, Å.")
+    values = param.Bytes(doc="(N,) float32; nan where nothing is known.")
+    value_max = param.Number(0.3, bounds=(0, None), doc="Upper end of the colour scale.")
+    value_mark = param.Number(0.15, allow_None=True, doc="A value to mark on the scale.")
+    value_title = param.String(doc="What the colours say.")
+    value_unit = param.String(doc="Unit of the values.")
+    colour_by = param.Selector(default="value", objects=["value", "element"])
+    scale = param.List(default=list(ERROR_SCALE), doc="Colours of the scale, low to high.")
+    note = param.String(doc="One line over the picture, empty for none.")
+    dark = param.Boolean(False)
+    background = param.Color("#ffffff")
+
+    _esm = Path(__file__).parent / "molecule.js"
+
+    def __init__(self, **params: object) -> None:
+        version = importlib.metadata.version("nglview")
+        prefix = f"{pn.state.rel_path}/" if pn.state.rel_path else ""
+        address = f"{prefix}static/extensions/{_ROUTE}/index.js?v={version}"
+        super().__init__(**{"engine": address, **params})
+
+    def show(self, numbers: np.ndarray, positions: np.ndarray, cell: np.ndarray | None) -> None:
+        """Set up for other atoms: numbers (N,), positions (N, 3) Å, cell (3, 3) Å or None."""
+        self.param.update(
+            symbols=[ase.data.chemical_symbols[z] for z in numbers],
+            radii=[float(ase.data.covalent_radii[z]) for z in numbers],
+            element_colors=[[float(c) for c in element_color(z)] for z in numbers],
+            cell=[] if cell is None else np.asarray(cell, float).ravel().tolist(),
+            view=principal_view(positions),
+            positions=positions.astype("<f4").tobytes(),
+            values=np.full(len(numbers), np.nan, "<f4").tobytes(),
+        )
+
+    def move(self, positions: np.ndarray, values: np.ndarray) -> None:
+        """Show a new frame: positions (N, 3) Å and values (N,)."""
+        self.param.update(
+            positions=positions.astype("<f4").tobytes(), values=values.astype("<f4").tobytes()
+        )
+
+
+def element_color(number: int) -> np.ndarray:
+    """Return red, green, blue (0 to 1) of an element, darkened where white would vanish."""
+    return np.minimum(ase.data.colors.jmol_colors[number], 0.86)
