@@ -1,5 +1,6 @@
 """The pool: every kind of failure is a report, cancels are real, and no label is bought twice."""
 
+import fcntl
 import os
 import signal
 import time
@@ -25,6 +26,7 @@ from sample_references import (
 )
 
 from core.contracts import Failure, Label
+from core.reference.base import label_path
 from core.reference.submitter import Submitter
 
 
@@ -190,6 +192,23 @@ def test_a_hung_label_ends_by_itself_after_its_worker_was_killed(submit, tmp_pat
     worker.join()
     pid = ledger(tmp_path, "started")[0]["pid"]
     wait_for(lambda: not psutil.pid_exists(pid), timeout=5)
+
+
+def test_a_process_waiting_for_another_ends_when_its_worker_was_killed(tmp_path):
+    lock = label_path(tmp_path, triangle(), "springs 1.0").with_suffix(".lock")
+    with open(lock, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        worker = get_context("spawn").Process(target=work, args=(str(tmp_path), Springs()))
+        worker.start()
+        wait_for(lambda: any(lock.samefile(f.path) for f in opened_below(worker.pid)))
+        waiting = psutil.Process(worker.pid).children(recursive=True)
+        os.kill(worker.pid, signal.SIGKILL)
+        worker.join()
+        wait_for(lambda: not any(p.is_running() for p in waiting), timeout=5)
+
+
+def opened_below(pid: int) -> list:
+    return [f for p in psutil.Process(pid).children(recursive=True) for f in p.open_files()]
 
 
 def test_close_may_wait_for_what_is_running(submit):
