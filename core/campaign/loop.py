@@ -242,6 +242,8 @@ def _untrained(state: State) -> int:
 def _change_setting(state: State, event: ev.ChangeSetting) -> Step:
     if event.path not in live_paths():
         raise CommandRefusedError(f"{event.path} cannot be changed while a campaign runs.")
+    if event.path == "dynamics.temperature_K" and state.settings.dynamics.ensemble == "nve":
+        raise CommandRefusedError("The nve ensemble has no thermostat whose temperature to change.")
     try:
         settings = state.settings.with_value(event.path, event.value)
     except SettingsError as error:

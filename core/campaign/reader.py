@@ -71,10 +71,8 @@ class CampaignReader:
 
     def events_since(self, event_id: int, limit: int = -1) -> list[tuple[int, ev.Event]]:
         """Return (id, event) of the journal's rows after `event_id`, oldest first."""
-        rows = self._rows(
-            "SELECT id, data FROM events WHERE id > ? ORDER BY id LIMIT ?", event_id, limit
-        )
-        return [(row["id"], ev.from_json(row["data"])) for row in rows]
+        with self._lock:
+            return store.read_events(self._connection, event_id, limit)
 
     def frames_since(self, frame_id: int, limit: int = -1) -> dict[str, np.ndarray]:
         """Return per-frame numbers of the frames after `frame_id`, one array per column.
@@ -95,14 +93,13 @@ class CampaignReader:
         Raises:
             CampaignError: there is no such frame.
         """
-        rows = self._rows("SELECT * FROM frames WHERE id = ?", frame_id)
-        if not rows:
-            raise CampaignError(f"There is no frame {frame_id}.")
-        return store.frame_of(rows[0])
+        with self._lock:
+            return store.read_frame(self._connection, frame_id)
 
     def last_frame(self) -> store.Frame:
         """Return the newest stored frame; the start structure if nothing ran yet."""
-        return store.frame_of(self._rows("SELECT * FROM frames ORDER BY id DESC LIMIT 1")[0])
+        with self._lock:
+            return store.read_last_frame(self._connection)
 
     def structure_at(self, frame_id: int) -> Structure:
         """Return the structure of a frame."""
@@ -110,11 +107,13 @@ class CampaignReader:
 
     def labels(self) -> list[store.LabelRow]:
         """Return all labels, in the order of their queries."""
-        return [store.label_of(r) for r in self._rows("SELECT * FROM labels ORDER BY query_id")]
+        with self._lock:
+            return store.read_labels(self._connection)
 
     def snapshots(self) -> list[store.Snapshot]:
         """Return all snapshots, oldest first."""
-        return [store.snapshot_of(r) for r in self._rows("SELECT * FROM snapshots ORDER BY id")]
+        with self._lock:
+            return store.read_snapshots(self._connection)
 
     def command(self, command_id: int) -> CommandRow:
         """Return a posted command and its outcome."""

@@ -60,7 +60,7 @@ class Frame:
 
     Attributes:
         time: fs. kind: "untrusted", "trusted" or "flagged" when it was written.
-        positions, velocities, forces: (N, 3), Å, ASE's velocity unit, eV/Å.
+        positions, velocities, forces: (N, 3), Å, Å/fs, eV/Å.
         energy: predicted total energy, eV, with `offset` (eV) added. nan before the first check.
         sigma_atoms: (N,) eV/Å; sigma_force is their largest.
     """
@@ -265,7 +265,7 @@ def _insert_frame(connection: sqlite3.Connection, frame: Frame) -> int:
     return cursor.lastrowid
 
 
-def frame_of(row: sqlite3.Row) -> Frame:
+def _frame_of(row: sqlite3.Row) -> Frame:
     """Return the frame of a row of `frames`."""
 
     def number(name: str) -> float:  # SQLite stores nan as NULL
@@ -288,16 +288,55 @@ def frame_of(row: sqlite3.Row) -> Frame:
     )  # fmt: skip
 
 
-def label_of(row: sqlite3.Row) -> LabelRow:
+def _label_of(row: sqlite3.Row) -> LabelRow:
     """Return the label of a row of `labels`."""
     forces = np.frombuffer(row["forces"], dtype="<f8").reshape(-1, 3)
     return LabelRow(**{**dict(row), "forces": forces})
 
 
-def snapshot_of(row: sqlite3.Row) -> Snapshot:
+def _snapshot_of(row: sqlite3.Row) -> Snapshot:
     """Return the snapshot of a row of `snapshots`."""
     decoded = {name: json.loads(row[name]) for name in ("calibration", "info")}
     return Snapshot(**{**dict(row), **decoded})
+
+
+def read_events(
+    connection: sqlite3.Connection, after: int = 0, limit: int = -1
+) -> list[tuple[int, ev.Event]]:
+    """Return (id, event) of the journal's rows after the id `after`, oldest first."""
+    rows = connection.execute(
+        "SELECT id, data FROM events WHERE id > ? ORDER BY id LIMIT ?", (after, limit)
+    ).fetchall()
+    return [(row["id"], ev.from_json(row["data"])) for row in rows]
+
+
+def read_frame(connection: sqlite3.Connection, frame_id: int) -> Frame:
+    """Return one frame.
+
+    Raises:
+        CampaignError: there is no such frame.
+    """
+    row = connection.execute("SELECT * FROM frames WHERE id = ?", (frame_id,)).fetchone()
+    if row is None:
+        raise CampaignError(f"There is no frame {frame_id}.")
+    return _frame_of(row)
+
+
+def read_last_frame(connection: sqlite3.Connection) -> Frame:
+    """Return the newest frame; the start structure if nothing ran yet."""
+    return _frame_of(connection.execute("SELECT * FROM frames ORDER BY id DESC LIMIT 1").fetchone())
+
+
+def read_labels(connection: sqlite3.Connection) -> list[LabelRow]:
+    """Return all labels in the order of their queries."""
+    rows = connection.execute("SELECT * FROM labels ORDER BY query_id").fetchall()
+    return [_label_of(row) for row in rows]
+
+
+def read_snapshots(connection: sqlite3.Connection) -> list[Snapshot]:
+    """Return all snapshots, oldest first."""
+    rows = connection.execute("SELECT * FROM snapshots ORDER BY id").fetchall()
+    return [_snapshot_of(row) for row in rows]
 
 
 class Store:

@@ -20,7 +20,8 @@ def available() -> dict[str, str]:
     """Return name -> one line about each potential that can be loaded by name."""
     return {
         "bundled": "MACE trained by Flywise on GFN1-xTB labels of small organic molecules",
-        "lennard-jones": "Lennard-Jones argon, for trying things out",
+        "lennard-jones": "Lennard-Jones argon, for trying things out; lennard-jones:EPSILON:SIGMA "
+        "(eV, Å) for another one",
     }
 
 
@@ -30,8 +31,8 @@ def load(name: str, *, dtype: str = "float32") -> TorchPotential:
     Raises:
         UnsafeFileError: `name` is a pickled checkpoint. ModelError: nothing of that name.
     """
-    if name == "lennard-jones":
-        return LennardJones(dtype=DTYPES[dtype])
+    if name.partition(":")[0] == "lennard-jones":
+        return _lennard_jones(name, DTYPES[dtype])
     folder = asset("models/bundled") if name == "bundled" else Path(name)
     if name != "bundled" and not folder.exists():
         raise ModelError(
@@ -40,6 +41,18 @@ def load(name: str, *, dtype: str = "float32") -> TorchPotential:
         )
     config, weights = bundle.read(folder)
     return from_bundle(config, weights, name=name, dtype=dtype)
+
+
+def _lennard_jones(name: str, dtype: torch.dtype) -> LennardJones:
+    try:
+        given = [float(part) for part in name.split(":")[1:]]
+    except ValueError:
+        given = [0.0]
+    if len(given) not in (0, 2) or not all(value > 0 for value in given):
+        raise ModelError(f"{name!r}: write lennard-jones, or lennard-jones:0.0104:3.4 (eV, Å).")
+    if not given:
+        return LennardJones(dtype=dtype)
+    return LennardJones(dtype=dtype, epsilon=given[0], sigma=given[1])
 
 
 def from_bundle(

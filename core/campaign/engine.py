@@ -1,0 +1,323 @@
+"""Carries out what the loop asks for: structure, model, dynamics and reference put together.
+
+Every method does one thing and returns what happened; nothing here writes the journal.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+from core.acquisition.selection import max_determinant
+from core.calibration import Assessment
+from core.campaign import canary
+from core.campaign import events as ev
+from core.campaign.learner import (
+    Labelled,
+    Learner,
+    Score,
+    Update,
+    calibration_from_dict,
+    calibration_to_dict,
+    label_set,
+)
+from core.campaign.loop import Rewind
+from core.campaign.state import State
+from core.campaign.store import Frame, LabelRow, Snapshot
+from core.contracts import Failure, Label, LabelSet, Potential, Spread
+from core.dynamics.integrators import Dynamics
+from core.dynamics.triggers import Limits, broken
+from core.errors import CampaignError, CanaryError
+from core.finetuning.e0 import Offset
+from core.posterior import make as make_posterior
+from core.potentials import load as load_potential
+from core.reference import make as make_reference
+from core.reference.submitter import Submitter
+from core.structures import Structure
+
+SNAPSHOTS = "snapshots"
+LABELS = "labels"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an attempt to update came to; `snapshot` is None if the weights were refused."""
+
+    event: ev.Updated | ev.UpdateRefused
+    snapshot: Snapshot | None
+    learned: tuple[int, ...]
+    scores: tuple[Score, ...]
+    calibration: str
+
+
+class Engine:
+    """The numerical side of one campaign.
+
+    Raises:
+        InputError: model, reference and structure do not fit. LabelError: a program is missing.
+    """
+
+    def __init__(self, directory: Path, structure: Structure, state: State) -> None:
+        settings = state.settings
+        torch.set_num_threads(settings.potential.threads)
+        self.directory, self.structure = directory, structure
+        self.potential = cast(
+            Potential,
+            load_potential(settings.potential.model, dtype=settings.potential.dtype),
+        )
+        self.potential.check(structure)
+        reference = make_reference(
+            settings.labelling.reference, charge=structure.charge, spin=structure.spin
+        )
+        reference.check(structure)
+        self.fingerprint = reference.fingerprint
+        self.submitter = Submitter(
+            directory / LABELS, reference, processes=settings.labelling.processes,
+            time_limit_s=settings.labelling.time_limit_s,
+        )  # fmt: skip
+        posterior = make_posterior(
+            self.potential, settings.posterior, energy_tolerance=state.energy_tolerance
+        )
+        seed = settings.labelling.seed
+        self.learner = Learner(self.potential, posterior, seed=seed)
+        self.knowledge = self.learner.begin()
+        self.learner.activate(self.knowledge)
+        self.dynamics = Dynamics(
+            structure, self.potential.evaluator(structure), settings.dynamics,
+            np.random.default_rng([seed, 0]),
+        )  # fmt: skip
+        self.limits = Limits(speed_factor=settings.dynamics.max_speed_factor)
+        self._keys: dict[int, tuple[int, int]] = {}
+        self._submissions = 0
+        self._arrived = time.monotonic()
+        self.judged: tuple[Spread, Assessment] | None = None
+
+    def close(self, wait_s: float = 0.0) -> None:
+        """End the label processes."""
+        self.submitter.close(wait_s)
+
+    # Dynamics
+
+    def run(self, state: State, seconds: float) -> str | None:
+        """Step until `state.next_stop` or for `seconds`; return why the run broke, if it did."""
+        end = time.monotonic() + seconds
+        while self.dynamics.step < state.next_stop:
+            self.dynamics.run(1)
+            why = self._broken()
+            if why is not None or time.monotonic() >= end:
+                return why
+        return None
+
+    def _broken(self) -> str | None:
+        d = self.dynamics
+        return broken(d.structure, d.energy, d.forces, d.temperature_K, d.target_K, self.limits)
+
+    def check(self, state: State, frame_id: int) -> tuple[Frame, ev.FrameChecked]:
+        """Judge the present frame."""
+        d, knowledge = self.dynamics, self.knowledge
+        spread = self.learner.judge(knowledge, d.structure)
+        seen = self.learner.assess(knowledge, spread, state)
+        self.judged = (spread, seen)
+        reasons = seen.reasons if state.trusted else ("initial",)
+        kind = "untrusted" if not state.trusted else "flagged" if reasons else "trusted"
+        sigma_force = float(spread.sigma_forces.max())
+        frame = Frame(
+            id=frame_id, step=d.step, time=d.time_fs, kind=kind, positions=d.positions,
+            velocities=d.velocities, forces=spread.forces, sigma_atoms=spread.sigma_forces,
+            energy=spread.energy, offset=knowledge.offset.value, temperature=d.temperature_K,
+            sigma_energy=spread.sigma_energy, sigma_force=sigma_force,
+            probability=seen.probability, energy_bound=seen.energy_bound,
+            force_bound=seen.force_bound, reasons=reasons, snapshot=knowledge.snapshot,
+        )  # fmt: skip
+        event = ev.FrameChecked(
+            frame_id=frame_id, step=d.step, key=d.structure.key, snapshot=knowledge.snapshot,
+            reasons=reasons, sigma_energy=float(spread.sigma_energy), sigma_force=sigma_force,
+            probability=float(seen.probability), energy_bound=float(seen.energy_bound),
+            force_bound=float(seen.force_bound),
+        )  # fmt: skip
+        return frame, event
+
+    def rewind(self, frame: Frame, request: Rewind) -> None:
+        """Go on from a stored frame."""
+        self.dynamics.jump(frame.positions, None if request.fresh else frame.velocities)
+        self.dynamics.step = request.step
+
+    def save_dynamics(self) -> bytes:
+        """Return all that decides the future of the dynamics."""
+        snapshot = self.dynamics.snapshot()
+        arrays: dict[str, Any] = {k: v for k, v in snapshot.items() if isinstance(v, np.ndarray)}
+        values = {k: v for k, v in snapshot.items() if k not in arrays}
+        file = io.BytesIO()
+        np.savez(file, values=np.array(json.dumps(values)), **arrays)
+        return file.getvalue()
+
+    def load_dynamics(self, data: bytes) -> None:
+        """Go on exactly from what `save_dynamics` returned."""
+        with np.load(io.BytesIO(data), allow_pickle=False) as stored:
+            snapshot = {name: stored[name] for name in stored.files if name != "values"}
+            snapshot.update(json.loads(str(stored["values"])))
+        self.dynamics.restore(snapshot)
+
+    def reconfigure(self, state: State) -> None:
+        """Take over live settings."""
+        self.submitter.time_limit_s = state.settings.labelling.time_limit_s
+        wanted = state.settings.dynamics.temperature_K
+        if wanted != self.dynamics.target_K:
+            self.dynamics.set_temperature(wanted)
+
+    # Labels
+
+    def submit(self, query_id: int, structure: Structure) -> None:
+        """Ask for a label; an unfinished request for the same query is kept."""
+        if query_id in self._keys:
+            return
+        self._submissions += 1
+        self._keys[query_id] = (query_id, self._submissions)
+        self.submitter.submit(self._keys[query_id], structure)
+
+    def cancel(self, query_ids: Sequence[int]) -> None:
+        """Stop calculations; nothing is reported about them any more."""
+        for query_id in query_ids:
+            key = self._keys.pop(query_id, None)
+            if key is not None:
+                self.submitter.cancel(key)
+
+    def poll(self) -> list[tuple[int, Label | Failure]]:
+        """Return (query id, label or failure) of what ended."""
+        ended = []
+        for key, result in self.submitter.poll():
+            query_id = key[0]  # type: ignore[index]
+            if self._keys.get(query_id) == key:
+                del self._keys[query_id]
+                self._arrived = time.monotonic()
+                ended.append((query_id, result))
+        return ended
+
+    # Learning
+
+    def update(self, state: State, rows: Sequence[LabelRow], frames: Sequence[Frame]) -> Outcome:
+        """Learn the labels `rows` (of `frames`) that are not learned yet; canary; roll back."""
+        new = [self._labelled(row, frame) for row, frame in zip(rows, frames, strict=True)]
+        scored = frozenset(row.query_id for row in rows if row.z is not None)
+        former = self.knowledge
+        probes = canary.probe(label_set((*former.labels, *new), former.offset))
+        before = canary.errors(self.potential, probes)
+        candidate: Update | None = None
+        try:
+            if state.trusted:
+                candidate = self.learner.update(former, new, scored)
+            else:
+                candidate = self.learner.first_update(former, new)
+            self._canary(state, probes, before)
+        except (CanaryError, torch.linalg.LinAlgError) as error:
+            return self._refuse(state, candidate, str(error))
+        return self._accept(candidate, tuple(lab.query_id for lab in new))
+
+    def _labelled(self, row: LabelRow, frame: Frame) -> Labelled:
+        return Labelled(
+            row.query_id, self.structure.moved(frame.positions), row.energy, row.forces
+        )  # fmt: skip
+
+    def _canary(self, state: State, probes: LabelSet, before: canary.Errors) -> None:
+        settings = state.settings
+        after = canary.errors(self.potential, probes)
+        canary.check_errors(
+            before, after, energy=state.energy_tolerance, force=settings.posterior.noise_force
+        )
+        d = self.dynamics
+        canary.check_dynamics(
+            self.potential, d.structure, d.velocities, settings.dynamics, self.limits
+        )
+
+    def _refuse(self, state: State, candidate: Update | None, reason: str) -> Outcome:
+        former = self.knowledge
+        self.learner.activate(former)
+        self.dynamics.refresh()
+        scores = candidate.scores if candidate is not None and state.trusted else ()
+        if scores and candidate is not None:
+            self.knowledge = replace(former, calibration=candidate.knowledge.calibration)
+        event = ev.UpdateRefused(reason=reason, seconds=time.monotonic() - self._arrived)
+        return Outcome(event, None, (), scores, self._calibration())
+
+    def _accept(self, candidate: Update, learned: tuple[int, ...]) -> Outcome:
+        self.knowledge = candidate.knowledge
+        self.dynamics.refresh()
+        number = self.knowledge.snapshot
+        path = Path(SNAPSHOTS) / f"{number:05d}.safetensors"
+        self.learner.save(self.knowledge, self.directory / path)
+        weights = self.potential.weights_hash()
+        info = {name: _plain(value) for name, value in candidate.info.items()}
+        snapshot = Snapshot(
+            id=number, at=time.time(), path=str(path), weights=weights,
+            offset=self.knowledge.offset.value, offset_variance=self.knowledge.offset.variance,
+            n_labels=len(self.knowledge.labels), info=info,
+            calibration=calibration_to_dict(self.knowledge.calibration),
+        )  # fmt: skip
+        event = ev.Updated(
+            snapshot=number, n_labels=snapshot.n_labels, weights=weights, info=info,
+            seconds=time.monotonic() - self._arrived,
+        )  # fmt: skip
+        return Outcome(event, snapshot, learned, candidate.scores, self._calibration())
+
+    def _calibration(self) -> str:
+        return json.dumps(calibration_to_dict(self.knowledge.calibration))
+
+    def restore(
+        self,
+        snapshot: Snapshot,
+        rows: Sequence[LabelRow],
+        frames: Sequence[Frame],
+        calibration: str,
+    ) -> None:
+        """Take up the knowledge of `snapshot`, learned from `rows` in the order of learning."""
+        labels = [self._labelled(row, frame) for row, frame in zip(rows, frames, strict=True)]
+        restored = self.learner.restore(
+            self.directory / snapshot.path, labels,
+            Offset(snapshot.offset, snapshot.offset_variance), snapshot.id,
+        )  # fmt: skip
+        self.knowledge = replace(
+            restored, calibration=calibration_from_dict(json.loads(calibration))
+        )
+        found = self.potential.weights_hash()
+        if found != snapshot.weights:
+            raise CampaignError(
+                f"The weights in {snapshot.path} have hash {found}, the journal says "
+                f"{snapshot.weights}; the file was changed. Restore it from a copy."
+            )
+        self.dynamics.refresh()
+
+    def rescore(self, state: State, query_id: int, structure: Structure) -> ev.Rescored:
+        """Judge a waiting frame with the weights in force."""
+        spread = self.learner.judge(self.knowledge, structure)
+        seen = self.learner.assess(self.knowledge, spread, state)
+        return ev.Rescored(
+            query_id=query_id, reasons=seen.reasons, sigma_energy=float(spread.sigma_energy),
+            sigma_force=float(spread.sigma_forces.max()), probability=float(seen.probability),
+            energy_bound=float(seen.energy_bound), force_bound=float(seen.force_bound),
+        )  # fmt: skip
+
+    def select(self, structures: Sequence[Structure], n: int) -> list[int]:
+        """Return the indices of `n` diverse structures."""
+        return max_determinant(self.learner.covariance(self.knowledge, structures), n)
+
+    @property
+    def energy(self) -> float:
+        """Potential energy of the present point, offset included, eV."""
+        return self.dynamics.energy + self.learner.shift(self.knowledge)
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, (bool, int, str)) or value is None:
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    return float(value) if np.ndim(value) == 0 else np.asarray(value, dtype=float).tolist()  # type: ignore[arg-type]

@@ -1,0 +1,224 @@
+"""What the model knows, and how a label changes it: offset, posterior, calibration, snapshots.
+
+Holds no dynamics, no queue and no database. Everything learned so far is one frozen `Knowledge`,
+replaced as a whole, so that going back to the former weights is putting the former value back.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from core.calibration import Assessment, Calibration, EnergyCalibration, ForceCalibration
+from core.campaign.state import State
+from core.contracts import Info, LabelSet, Potential, Spread
+from core.finetuning.e0 import Offset, constant_offset
+from core.structures import Structure
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A label as the learner sees it; `energy` (eV) and `forces` (N, 3) are the reference's."""
+
+    query_id: int
+    structure: Structure
+    energy: float
+    forces: np.ndarray
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """Everything learned so far.
+
+    Attributes:
+        posterior: the posterior's own state. labels: in the order they were learned.
+        offset: added to the model's energies. snapshot: number of the weights in force.
+    """
+
+    posterior: Any
+    offset: Offset = Offset()
+    calibration: Calibration = Calibration()
+    labels: tuple[Labelled, ...] = ()
+    snapshot: int = 0
+
+
+@dataclass(frozen=True)
+class Score:
+    """What the model said of a label before it learned it; energies in eV, offset included."""
+
+    query_id: int
+    predicted: float
+    z: float
+    force_ratio: float
+
+
+@dataclass(frozen=True)
+class Update:
+    """Candidate knowledge with the scores of the new labels; nothing is in force yet for good."""
+
+    knowledge: Knowledge
+    scores: tuple[Score, ...]
+    info: dict[str, Any] = field(default_factory=dict)
+
+
+class Learner:
+    """A potential and a posterior over its weights.
+
+    Args:
+        seed: every update draws from a generator of its own, made from `seed` and its number.
+    """
+
+    def __init__(self, potential: Potential, posterior: Any, *, seed: int) -> None:
+        self.potential, self.posterior, self.seed = potential, posterior, seed
+
+    def _rng(self, number: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, 1, number])
+
+    def begin(self) -> Knowledge:
+        """Return the knowledge before any label: the foundation model."""
+        return Knowledge(self.posterior.init(self._rng(0)))
+
+    def activate(self, knowledge: Knowledge) -> None:
+        """Put the mean weights of `knowledge` in force."""
+        self.posterior.activate(knowledge.posterior)
+
+    def shift(self, knowledge: Knowledge) -> float:
+        """Return what is added to the bare potential's energy: offset and posterior's bias, eV."""
+        return knowledge.offset.value + float(getattr(knowledge.posterior, "bias", 0.0))
+
+    def judge(self, knowledge: Knowledge, structure: Structure) -> Spread:
+        """Return the prediction with the offset added and its variance in `sigma_energy`."""
+        spread: Spread = self.posterior.spread(knowledge.posterior, structure)
+        if not knowledge.labels:
+            return spread
+        sigma = math.hypot(spread.sigma_energy, math.sqrt(knowledge.offset.variance))
+        return replace(spread, energy=spread.energy + knowledge.offset.value, sigma_energy=sigma)
+
+    def assess(self, knowledge: Knowledge, spread: Spread, state: State) -> Assessment:
+        """Compare a judged frame with the tolerances in force."""
+        return knowledge.calibration.assess(
+            spread.sigma_energy,
+            float(spread.sigma_forces.max()),
+            energy_tolerance=state.energy_tolerance,
+            force_tolerance=state.force_tolerance,
+            confidence=state.settings.trust.confidence,
+        )
+
+    def first_update(self, knowledge: Knowledge, labels: Sequence[Labelled]) -> Update:
+        """Set offset, weights and calibration from the initial labels."""
+        new = tuple(labels)
+        energies = self.potential.predict([lab.structure for lab in new], forces=False).energies
+        offset = constant_offset([lab.energy for lab in new] - energies)
+        state, info, data = self._learn(knowledge, new, offset)
+        offset = self._refit(state, new, offset)
+        left_out = self.posterior.leave_one_out(state, data)
+        scores: tuple[Score, ...] = ()
+        calibration = Calibration()
+        if left_out is not None:
+            errors, z, ratios = (np.asarray(a, dtype=float) for a in left_out)
+            scores = tuple(
+                Score(lab.query_id, lab.energy - float(e), float(s), float(r))
+                for lab, e, s, r in zip(new, errors, z, ratios, strict=True)
+            )
+            for score in scores:
+                calibration = calibration.update(score.z, score.force_ratio)
+        learned = Knowledge(state, offset, calibration, new, knowledge.snapshot + 1)
+        return Update(learned, scores, info.values)
+
+    def update(
+        self, knowledge: Knowledge, labels: Sequence[Labelled], scored: frozenset[int] = frozenset()
+    ) -> Update:
+        """Score the new labels with the weights in force, then learn from all labels.
+
+        Args:
+            scored: queries whose label was scored before an update that was refused.
+        """
+        scores = tuple(self._score(knowledge, lab) for lab in labels if lab.query_id not in scored)
+        calibration = knowledge.calibration
+        for score in scores:
+            calibration = calibration.update(score.z, score.force_ratio)
+        together = (*knowledge.labels, *labels)
+        state, info, _ = self._learn(knowledge, together, knowledge.offset)
+        offset = self._refit(state, together, knowledge.offset)
+        learned = Knowledge(state, offset, calibration, together, knowledge.snapshot + 1)
+        return Update(learned, scores, info.values)
+
+    def _score(self, knowledge: Knowledge, label: Labelled) -> Score:
+        spread = self.judge(knowledge, label.structure)
+        error = float(np.linalg.norm(label.forces - spread.forces, axis=1).max())
+        return Score(
+            label.query_id,
+            predicted=spread.energy,
+            z=(label.energy - spread.energy) / spread.sigma_energy,
+            force_ratio=error / max(float(spread.sigma_forces.max()), 1e-12),
+        )
+
+    def _learn(
+        self, knowledge: Knowledge, labels: tuple[Labelled, ...], offset: Offset
+    ) -> tuple[Any, Info, LabelSet]:
+        data = label_set(labels, offset)
+        state, info = self.posterior.update(
+            knowledge.posterior, data, self._rng(knowledge.snapshot + 1)
+        )
+        return state, info, data
+
+    def _refit(self, state: Any, labels: tuple[Labelled, ...], offset: Offset) -> Offset:
+        """Refit the constant with the new weights, where the posterior has no bias of its own."""
+        energies = self.potential.predict([lab.structure for lab in labels], forces=False).energies
+        bias = getattr(state, "bias", None)
+        left = constant_offset([lab.energy for lab in labels] - energies - (bias or 0.0))
+        return left if bias is None else replace(offset, variance=left.variance)
+
+    def covariance(self, knowledge: Knowledge, structures: Sequence[Structure]) -> np.ndarray:
+        """Return a kernel (S, S) between candidates, from the potential's invariant features."""
+        prediction = self.potential.predict(structures, forces=False, features=True)
+        assert prediction.features is not None
+        return feature_kernel(np.array([f.mean(axis=0) for f in prediction.features]))
+
+    def save(self, knowledge: Knowledge, path: Path) -> None:
+        """Write the posterior's state."""
+        path.parent.mkdir(exist_ok=True)
+        part = path.with_suffix(".part")
+        self.posterior.save(knowledge.posterior, part)
+        part.replace(path)
+
+    def restore(
+        self, path: Path, labels: Sequence[Labelled], offset: Offset, snapshot: int
+    ) -> Knowledge:
+        """Read what `save` wrote; the calibration is left for the caller to put back."""
+        state = self.posterior.restore(path, label_set(tuple(labels), offset))
+        return Knowledge(state, offset, Calibration(), tuple(labels), snapshot)
+
+
+def label_set(labels: Sequence[Labelled], offset: Offset) -> LabelSet:
+    """Return labels as a posterior takes them, the offset removed."""
+    return LabelSet(
+        tuple(lab.structure for lab in labels),
+        np.array([lab.energy - offset.value for lab in labels], dtype=float),
+        tuple(lab.forces for lab in labels),
+    )
+
+
+def feature_kernel(features: np.ndarray) -> np.ndarray:
+    """Return a Gaussian kernel (S, S) on standardised features (S, D); width: median distance."""
+    scale = features.std(axis=0)
+    x = (features - features.mean(axis=0)) / np.where(scale > 0, scale, 1.0)
+    squared = ((x[:, None] - x[None]) ** 2).sum(-1)
+    apart = squared[squared > 0]
+    return np.exp(-0.5 * squared / (np.median(apart) if apart.size else 1.0))
+
+
+def calibration_to_dict(calibration: Calibration) -> dict[str, Any]:
+    """Return a calibration as JSON values."""
+    return asdict(calibration)
+
+
+def calibration_from_dict(data: dict[str, Any]) -> Calibration:
+    """Read what `calibration_to_dict` wrote."""
+    force = {**data["force"], "log_ratios": tuple(data["force"]["log_ratios"])}
+    return Calibration(EnergyCalibration(**data["energy"]), ForceCalibration(**force))
