@@ -1,0 +1,68 @@
+"""For every benchmark: machine and versions, cells that survive an interruption, tables."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).resolve().parent / "results"
+PACKAGES = ("torch", "mace-torch", "ase", "tblite", "numpy", "flywise")
+
+
+def context(**more: Any) -> dict[str, Any]:
+    """Return machine, versions and whatever decides the figures (seeds, threads)."""
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        **versions,
+        **more,
+    }
+
+
+def _cpu() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return platform.processor() or platform.machine()
+    found = re.search(r"model name\s*:\s*(.+)", text)
+    return found.group(1) if found else platform.machine()
+
+
+def cell(benchmark: str, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return the stored result of one cell, or compute it and store it.
+
+    Delete the file under `results` to measure again.
+    """
+    path = RESULTS / benchmark / f"{name}.json"
+    if path.exists():
+        return json.loads(path.read_text())
+    result = make()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(result, indent=1))
+    part.replace(path)
+    return result
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Return a Markdown table."""
+    lines = [f"## {title}", "", "| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    lines += ["| " + " | ".join(_text(v) for v in row) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def _text(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def machine(about: dict[str, Any]) -> str:
+    """Return the context as one line under a table."""
+    return ", ".join(f"{k} {v}" for k, v in about.items()) + "\n"
