@@ -36,6 +36,9 @@ LOCK_WAIT_S = 0.5
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
+KEYBOARD = "Ctrl-C"
+
+
 @contextmanager
 def locked(directory: Path) -> Iterator[None]:
     """Hold the campaign's lock; the kernel lets go of it however the process ends.
@@ -252,6 +255,11 @@ def differences(stored: Settings, given: Settings) -> dict[str, tuple[object, ob
     }
 
 
+def interrupted(state: State) -> bool:
+    """True if Ctrl-C paused the campaign."""
+    return state.paused == f"Paused by {KEYBOARD}."
+
+
 def run_inline(
     directory: str | Path,
     changes: list[ev.ChangeSetting] | None = None,
@@ -270,10 +278,10 @@ def run_inline(
 
     with locked(Path(directory)):
         runner = Runner(directory, listener)
-        interrupted: list[bool] = []
+        signals: list[bool] = []
 
         def interrupt() -> None:
-            interrupted.append(True)
+            signals.append(True)
             runner.leave()
 
         def done(state: State) -> bool:
@@ -286,8 +294,8 @@ def run_inline(
                 with suppress(CommandRefusedError):  # runs already, or is at its end
                     runner.apply(command)
             runner.run(done)
-            if interrupted and runner.state.phase not in ("paused", "finished"):
-                runner.apply(ev.Pause(who="Ctrl-C"))
+            if signals and runner.state.phase not in ("paused", "finished"):
+                runner.apply(ev.Pause(who=KEYBOARD))
 
         with _signals(interrupt, signal.SIGINT, signal.SIGTERM):
             supervise(runner, work, tell=True)

@@ -10,6 +10,7 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
@@ -54,6 +55,12 @@ class CampaignReader:
         self._state = store.initial_state(self._connection)
         self._last_event = 0
         self._live = LiveReader(self.directory)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Close the database."""

@@ -1,0 +1,229 @@
+"""The command line. Parses, calls, prints; loads what a command needs only when it runs.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import runpy
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from core.errors import FlywiseError, InputError
+
+cli = typer.Typer(
+    name="flywise", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    help="On-the-fly fine-tuning of interatomic potentials with calibrated uncertainty.",
+)  # fmt: skip
+
+Json = Annotated[
+    bool, typer.Option("--json", help="Print the figures as one JSON object on the last line.")
+]
+Campaign = Annotated[Path, typer.Argument(help="Campaign directory.")]
+
+
+@cli.command()
+def serve(
+    directory: Annotated[Path | None, typer.Argument(help="Campaign directory.")] = None,
+    demo: Annotated[str | None, typer.Option(help="Name of a demo to open.")] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 picks one.")] = 5006,
+) -> None:
+    """Open the app in the browser."""
+    importlib.import_module("app.main").serve(directory, demo=demo, port=port)
+
+
+@cli.command()
+def run(
+    settings_file: Annotated[Path, typer.Argument(metavar="SETTINGS.toml", help="Settings.")],
+    out: Annotated[Path, typer.Option("--out", help="Campaign directory, new or to resume.")],
+    seed: Annotated[int | None, typer.Option(help="Overrides labelling.seed.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Run a campaign without a screen. Ctrl-C pauses; the same command resumes."""
+    from core import settings, worker
+    from core.campaign.reader import CampaignReader
+    from core.campaign.report import summary
+    from core.worker import interrupted
+
+    given = settings.load(settings_file)
+    if seed is not None:
+        given = given.with_value("labelling.seed", seed)
+    changes = worker.prepare(out, given)
+    state = worker.run_inline(out, changes, _Progress())
+    with CampaignReader(out) as reader:
+        figures = summary(reader)
+    _print(figures, as_json, _report_lines(figures))
+    if state.phase == "failed":
+        raise FlywiseError(f"The campaign failed: {state.failure}")
+    if state.phase == "deciding":
+        _say("Frames wait for a decision: open the campaign with flywise serve.")
+    if state.paused is not None and not interrupted(state):
+        raise FlywiseError(f"The campaign pauses: {state.paused}")
+
+
+class _Progress:
+    """Writes a line on standard error for what a person would want to know."""
+
+    def __call__(self, state: Any, event: Any) -> None:
+        kind = type(event).__name__
+        if kind == "FrameChecked" and not event.reasons and event.step % 500:
+            return
+        if kind in _TOLD:
+            text = _TOLD[kind](state, event)
+            _say(f"step {state.step:>6}  labels {state.n_labels:>4}  {text}")
+
+
+_TOLD: dict[str, Any] = {
+    "WorkerStarted": lambda s, e: "started" if not s.started else "resumed",
+    "FrameChecked": lambda s, e: (
+        f"flagged ({', '.join(e.reasons)})" if e.reasons else f"P(within) {e.probability:.3f}"
+    ),
+    "LabelFailed": lambda s, e: f"label failed: {e.failure}: {e.message}",
+    "Updated": lambda s, e: f"learned {e.n_labels} labels in {e.seconds:.2f} s",
+    "UpdateRefused": lambda s, e: f"new weights refused: {e.reason}",
+    "Broken": lambda s, e: f"rewound: {e.reason}",
+    "WorkerFailed": lambda s, e: "failed",
+    "Pause": lambda s, e: "paused",
+}
+
+
+@cli.command()
+def status(directory: Campaign, as_json: Json = False) -> None:
+    """Say what happened so far."""
+    from core import worker
+    from core.campaign.reader import CampaignReader
+    from core.campaign.report import summary
+
+    with CampaignReader(directory) as reader:
+        figures = summary(reader)
+        figures["worker_pid"] = worker.holder(directory)
+        figures["network_filesystem"] = reader.network_filesystem
+    shown = _report_lines(figures)
+    if figures["network_filesystem"]:
+        shown.append(
+            f"warning    the directory lies on {figures['network_filesystem']}: run worker and app "
+            "on the same machine, or move it to a local disk"
+        )
+    _print(figures, as_json, shown)
+
+
+@cli.command()
+def export(
+    directory: Campaign,
+    file: Annotated[Path, typer.Argument(metavar="FILE.extxyz", help="File to write.")],
+    as_json: Json = False,
+) -> None:
+    """Write labels and trajectory as extended XYZ."""
+    from core.campaign.export import export as export_campaign
+
+    count = export_campaign(directory, file)
+    _print({"frames": count, "file": str(file)}, as_json, [f"{count} frames written to {file}"])
+
+
+@cli.command()
+def audit(
+    directory: Campaign,
+    every: Annotated[int, typer.Option(min=1, help="Recompute frames at multiples of N steps.")],
+    processes: Annotated[int, typer.Option(min=1, max=64, help="Calculations at once.")] = 2,
+    as_json: Json = False,
+) -> None:
+    """Recompute trajectory frames with the reference: was the promise kept?"""
+    from core.campaign.audit import audit as audit_campaign
+
+    figures = audit_campaign(directory, every, processes=processes).to_dict()
+    _print(figures, as_json, _audit_lines(figures))
+
+
+@cli.command()
+def models(as_json: Json = False) -> None:
+    """List the models that can be loaded by name."""
+    from core.potentials import available
+
+    known = available()
+    _print({"models": known}, as_json, [f"{name}: {about}" for name, about in known.items()])
+
+
+@cli.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def bench(
+    context: typer.Context, name: Annotated[str, typer.Argument(help="Name of a benchmark.")]
+) -> None:
+    """Run one of the benchmarks of a checkout; further options go to it."""
+    folder = Path(__file__).resolve().parents[1] / "tests" / "benchmarks"
+    known = sorted(path.stem.removeprefix("bench_") for path in folder.glob("bench_*.py"))
+    if name not in known:
+        listed = ", ".join(known) or "none: benchmarks come with the repository, not the package"
+        raise InputError(f"There is no benchmark {name!r}; accepted: {listed}.")
+    sys.argv = [str(folder / f"bench_{name}.py"), *context.args]
+    runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+def _report_lines(figures: dict[str, Any]) -> list[str]:
+    from core.campaign.report import lines
+
+    return lines(figures)
+
+
+def _audit_lines(figures: dict[str, Any]) -> list[str]:
+    from core.units import KCAL_PER_MOL
+
+    def kcal(energy: float) -> str:
+        return f"{energy / KCAL_PER_MOL:.3f} kcal/mol"
+
+    left_out = ", ".join(f"{n} {why}" for why, n in figures["excluded"].items() if n) or "none"
+    shown = [f"frames     {figures['frames']} recomputed; left out: {left_out}"]
+    if not figures["frames"]:
+        return shown
+    low, high = (100 * end for end in figures["interval"])
+    shown += [
+        f"energy     {100 * figures['within_tolerance']:.1f} % within "
+        f"{kcal(figures['tolerance_eV'])} (95 % interval {low:.1f}-{high:.1f} %)",
+        f"RMSE       {kcal(figures['rmse_eV'])}; untuned {kcal(figures['rmse_untuned_eV'])}",
+        f"forces     mean largest error {figures['force_mean_max_error']:.3f} eV/Å",
+        f"labels     {figures['labels']} on {figures['steps']} steps "
+        f"({100 * figures['labels_per_step']:.2f} %)",
+    ]
+    if figures["force_within_tolerance"] is not None:
+        shown[-2] += f", {100 * figures['force_within_tolerance']:.1f} % within tolerance"
+    if figures["failed"]:
+        shown.append(f"failed     {figures['failed']} frames the reference could not compute")
+    return shown
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _print(figures: dict[str, Any], as_json: bool, shown: list[str]) -> None:
+    print(json.dumps(_finite(figures)) if as_json else "\n".join(shown), flush=True)
+
+
+def _finite(value: Any) -> Any:
+    """Return `value` with None for numbers JSON cannot say."""
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def main() -> NoReturn:
+    """Run the command line; errors end in one message and an exit code."""
+    try:
+        cli(standalone_mode=True)
+    except InputError as error:
+        _say(f"flywise: {error}")
+        sys.exit(2)
+    except FlywiseError as error:
+        _say(f"flywise: {error}")
+        sys.exit(1)
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()
