@@ -80,3 +80,36 @@ def material(p: Palette) -> dict[str, Any]:
         },
         "shape": {"borderRadius": 6},
     }
+
+
+def variables(p: Palette) -> str:
+    """Return the colours of a mode as CSS variables; set on the page's root, all inherit them."""
+    names = ("page", "surface", "raised", "line", "text", "muted", "accent", "good", "warn", "bad")
+    values = "".join(f"--fw-{name}:{getattr(p, name)};" for name in names)
+    return f":host{{{values}color-scheme:{p.name};color:var(--fw-text);font-family:{FONT};}}"
+
+
+CARD = """
+.scroll-button { display: none !important; }
+:host { background: var(--fw-surface); border: 1px solid var(--fw-line); border-radius: 10px;
+  box-sizing: border-box; overflow: hidden; }
+"""
+"""A panel of the screen."""
+
+
+def style_figure(figure: Any, p: Palette) -> None:
+    """Give a Bokeh figure the colours of a mode."""
+    figure.background_fill_color = p.surface
+    figure.border_fill_color = p.surface
+    figure.outline_line_color = None
+    for axis in (*figure.xaxis, *figure.yaxis):
+        axis.axis_line_color = p.line
+        axis.major_tick_line_color = p.line
+        axis.minor_tick_line_color = None
+        axis.major_label_text_color = p.muted
+        axis.axis_label_text_color = p.muted
+        axis.major_label_text_font = axis.axis_label_text_font = FONT
+        axis.axis_label_text_font_style = "normal"
+    for grid in (*figure.xgrid, *figure.ygrid):
+        grid.grid_line_color = p.line
+        grid.grid_line_alpha = 0.6

@@ -2,15 +2,15 @@
 // `render` wires the model to a scene; a scene draws arrays and knows nothing of the model.
 
 const BALL = 0.42; // radius of a ball, in covalent radii
-const STICK = 0.09; // Å
+const STICK = 0.12; // Å
 const FORM = 1.18, BREAK = 1.32; // a bond forms below, breaks above this multiple of Σ radii
 
 const CSS = `
 :host { display: block; position: relative; }
 .stage { position: absolute; inset: 0; overflow: hidden; border-radius: inherit; }
 .stage canvas { outline: none; display: block; }
-.overlay { position: absolute; font: 12px/1.35 inherit; pointer-events: none; user-select: none; }
-.legend { left: 16px; bottom: 14px; width: 216px; }
+.overlay { position: absolute; font-size: 12px; line-height: 1.35; pointer-events: none; user-select: none; }
+.legend { left: 18px; bottom: 14px; width: 240px; }
 .legend .bar { height: 8px; border-radius: 4px; margin: 5px 0 3px; position: relative; }
 .legend .mark { position: absolute; top: -3px; bottom: -3px; width: 2px; margin-left: -1px; border-radius: 1px; }
 .legend .ticks { position: relative; height: 1.35em; font-variant-numeric: tabular-nums; }
@@ -18,7 +18,7 @@ const CSS = `
 .elements { display: flex; gap: 12px; flex-wrap: wrap; }
 .elements span { display: inline-flex; align-items: center; gap: 5px; }
 .elements i { width: 10px; height: 10px; border-radius: 50%; display: inline-block; }
-.note { left: 16px; top: 14px; right: 16px; }
+.note { left: 18px; top: 18px; right: 180px; }
 .tip { padding: 3px 8px; border-radius: 5px; white-space: nowrap; transform: translate(12px, -50%);
        font-variant-numeric: tabular-nums; }
 [hidden] { display: none !important; }
@@ -142,7 +142,7 @@ function listenOnCanvas(observer, canvas) {
 }
 
 function solidScene(NGL, holder) {
-  const stage = new NGL.Stage(holder, { backgroundColor: "white", cameraType: "perspective", ambientIntensity: 0.35, lightIntensity: 1.0, fogNear: 60, fogFar: 100, clipDist: 0, sampleLevel: 0, tooltip: false });
+  const stage = new NGL.Stage(holder, { backgroundColor: "white", cameraType: "perspective", ambientIntensity: 0.5, lightIntensity: 1.0, fogNear: 60, fogFar: 100, clipDist: 0, sampleLevel: 0, tooltip: false });
   const canvas = stage.viewer.renderer.domElement;
   listenOnCanvas(stage.mouseObserver, canvas);
   for (const pick of ["hoverPick", "clickPick-left", "clickPick-middle", "clickPick-right"]) stage.mouseControls.remove(pick);
@@ -274,8 +274,8 @@ function overlays(el) {
     }
     const mark = model.value_mark === null ? "" : `<div class="mark" style="left:${(100 * model.value_mark) / model.value_max}%;background:${tone.text}"></div>`;
     const tick = model.value_mark === null ? "" : `<span style="left:${(100 * model.value_mark) / model.value_max}%;transform:translateX(-50%);color:${tone.text}">tolerance ${number(model.value_mark)}</span>`;
-    legend.innerHTML = `<div style="color:${tone.text}">${model.value_title}</div><div class="bar" style="background:linear-gradient(90deg,${model.scale.join(",")})">${mark}</div>
-      <div class="ticks"><span style="left:0">0</span>${tick}<span style="right:0">${number(model.value_max)} ${model.value_unit}</span></div>`;
+    legend.innerHTML = `<div style="color:${tone.text}">${model.value_title}, ${model.value_unit}</div><div class="bar" style="background:linear-gradient(90deg,${model.scale.join(",")})">${mark}</div>
+      <div class="ticks"><span style="left:0">0</span>${tick}<span style="right:0">${number(model.value_max)}</span></div>`;
   }
   function noteOf(model, scene) {
     const flat = scene.kind === "flat" ? "This browser has no WebGL: flat picture, 3D view off. " : "";
@@ -346,11 +346,11 @@ export async function render({ model, el }) {
   }
   const soon = () => { pending ||= requestAnimationFrame(draw); };
   const retopology = () => { stale = true; soon(); };
-  const repaint = () => { scene.paint(model.background); words.legendOf(model, known); words.noteOf(model, scene); soon(); };
+  const repaint = () => { scene.paint(model.canvas_color); words.legendOf(model, known); words.noteOf(model, scene); soon(); };
 
   for (const name of ["positions", "values"]) model.on(name, soon);
   for (const name of ["symbols", "cell"]) model.on(name, retopology);
-  for (const name of ["dark", "background", "colour_by", "value_max", "value_mark", "value_title", "note"]) model.on(name, repaint);
+  for (const name of ["dark", "canvas_color", "colour_by", "value_max", "value_mark", "value_title", "note"]) model.on(name, repaint);
   scene.canvas.addEventListener("pointermove", (e) => {
     const i = now && !e.buttons ? pick(scene, now, e.offsetX, e.offsetY) : -1;
     const value = i >= 0 && known ? ` · ± ${values[i].toPrecision(2)} ${model.value_unit}` : "";

@@ -70,7 +70,7 @@ class Molecule(JSComponent):
     scale = param.List(default=list(ERROR_SCALE), doc="Colours of the scale, low to high.")
     note = param.String(doc="One line over the picture, empty for none.")
     dark = param.Boolean(False)
-    background = param.Color("#ffffff")
+    canvas_color = param.Color("#ffffff", doc="Background of the picture.")
 
     _esm = Path(__file__).parent / "molecule.js"
 

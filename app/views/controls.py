@@ -1,0 +1,155 @@
+"""What the campaign is doing, the buttons that drive it, and its figures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from html import escape
+
+import panel as pn
+import panel_material_ui as pmui
+
+from app import theme, wording
+from app.state import CampaignState, Glance
+from core.campaign import events as ev
+from core.campaign.state import LABELLED
+
+STEP = 10
+"""Steps that one press of the step button runs."""
+
+_CSS = """
+:host { display: grid !important; grid-template-columns: minmax(300px, 1fr) auto auto;
+  align-items: center; gap: 8px 32px; padding: 12px 20px 14px; position: relative; }
+.controls-state, .controls-buttons, .figures { align-self: center !important; }
+@media (max-width: 1180px) { :host { grid-template-columns: 1fr auto; }
+  .figures { grid-column: 1 / -1; } }
+@media (max-width: 620px) { :host { grid-template-columns: 1fr; gap: 12px; padding: 12px 16px 14px; } }
+"""
+
+_STATE_CSS = """
+.state { display: flex; align-items: center; gap: 10px; font-size: 19px; font-weight: 600;
+  letter-spacing: -0.01em; line-height: 1.3; }
+.dot { width: 10px; height: 10px; border-radius: 50%; flex: none; background: var(--fw-muted); }
+.busy { background: var(--fw-accent); } .ask { background: var(--fw-warn); }
+.bad { background: var(--fw-bad); } .done { background: var(--fw-good); }
+.badge { font-size: 11px; font-weight: 600; letter-spacing: 0.06em; padding: 2px 7px;
+  border-radius: 4px; color: var(--fw-warn); border: 1px solid var(--fw-warn); }
+.detail { color: var(--fw-muted); font-size: 13px; line-height: 1.45; min-height: 1.45em;
+  padding-left: 20px; }
+"""
+
+_FIGURES_CSS = """
+dl { display: flex; gap: 28px; margin: 0; flex-wrap: wrap; }
+dl > div { min-width: 64px; }
+dt { color: var(--fw-muted); font-size: 12px; line-height: 1.4; }
+dd { margin: 0; font-size: 15px; font-weight: 550; line-height: 1.45; white-space: nowrap;
+  font-variant-numeric: tabular-nums; }
+dd small { color: var(--fw-muted); font-weight: 400; font-size: 13px; }
+.step { min-width: 116px; } .speed { min-width: 88px; } .age { min-width: 74px; }
+.labels { min-width: 84px; } .left { min-width: 82px; }
+@media (max-width: 620px) { dl { display: grid; grid-template-columns: 1fr 1fr 1fr; gap: 10px 12px; }
+  dl > div { min-width: 0; } }
+"""
+
+_BAR_CSS = """
+:host { position: absolute !important; left: 0; right: 0; bottom: 0; height: 3px; width: auto; }
+.bar { height: 3px; background: var(--fw-accent); transition: width 0.3s linear; }
+"""
+
+
+class Controls(pn.viewable.Viewer):
+    """State word, start, pause, step and stop, and the figures of the run."""
+
+    def __init__(self, campaign: CampaignState, posted: Callable[[int], None]) -> None:
+        super().__init__()
+        self._campaign, self._posted = campaign, posted
+        self._state = pn.pane.HTML(
+            "", stylesheets=[_STATE_CSS], margin=0, css_classes=["controls-state"]
+        )
+        self._figures = pn.pane.HTML(
+            "", stylesheets=[_FIGURES_CSS], margin=0, css_classes=["figures"]
+        )
+        self._bar = pn.pane.HTML("", stylesheets=[_BAR_CSS], margin=0)
+        self._main = pmui.Button(
+            label="Start", icon="play_arrow", color="primary", width=112, margin=0,
+            disable_elevation=True, on_click=self._toggle,
+        )  # fmt: skip
+        self._step = pmui.Button(
+            label="Step", icon="skip_next", variant="outlined", color="primary", margin=0, width=88,
+            description=f"Run {STEP} steps, then pause", on_click=self._step_on,
+        )  # fmt: skip
+        self._stop = pmui.Button(
+            label="Stop", icon="stop", variant="outlined", color="primary", margin=0, width=88,
+            description="End the run and free the machine; Start goes on from here",
+            on_click=self._end,
+        )  # fmt: skip
+        buttons = pn.Row(
+            self._main, self._step, self._stop, margin=0, css_classes=["controls-buttons"],
+            stylesheets=[":host { gap: 8px; flex-wrap: wrap; }"],
+        )  # fmt: skip
+        self._layout = pn.Column(
+            self._state, buttons, self._figures, self._bar, margin=0,
+            css_classes=["controls"], stylesheets=[theme.CARD, _CSS],
+        )  # fmt: skip
+
+    def __panel__(self) -> pn.viewable.Viewable:
+        return self._layout
+
+    def update(self, glance: Glance) -> None:
+        """Show a glance."""
+        said = wording.status(glance)
+        badge = "" if glance.state.trusted else '<span class="badge">UNTRUSTED</span>'
+        self._state.object = (
+            f'<div class="state" role="status"><span class="dot {said.tone}"></span>'
+            f"{escape(said.word)}{badge}</div><div class='detail'>{escape(said.detail)}</div>"
+        )
+        self._figures.object = _figures(glance)
+        done = 100 * glance.step / max(glance.state.steps_total, 1)
+        self._bar.object = f'<div class="bar" style="width:{min(done, 100):.1f}%"></div>'
+        self._enable(glance)
+
+    def _enable(self, glance: Glance) -> None:
+        phase = glance.state.phase
+        held = phase in ("ready", "paused") or glance.orphaned or glance.state.stopped
+        over = phase == "failed" or (phase == "finished" and not glance.state.stopped)
+        self._main.param.update(
+            label="Start" if held or over else "Pause",
+            icon="play_arrow" if held or over else "pause",
+            disabled=over,
+        )
+        self._step.disabled = phase not in ("ready", "paused", "running")
+        self._stop.disabled = over or glance.state.stopped or phase == "ready"
+
+    def _toggle(self, _: object) -> None:
+        glance = self._campaign.glance()
+        phase = glance.state.phase
+        if glance.orphaned:
+            self._campaign.wake()
+        elif phase in ("ready", "paused", "finished"):
+            self._posted(self._campaign.go())
+        else:
+            self._posted(self._campaign.post(ev.Pause()))
+
+    def _step_on(self, _: object) -> None:
+        self._posted(self._campaign.step_by(STEP))
+
+    def _end(self, _: object) -> None:
+        self._posted(self._campaign.post(ev.Stop()))
+
+
+def _figures(glance: Glance) -> str:
+    state, live = glance.state, glance.live
+    speed = f"{live.steps_per_s:.0f}" if glance.moving and live is not None else "0"
+    bought = sum(q.status in LABELLED for q in state.queue)
+    share = f" <small>{100 * bought / state.steps_run:.1f} %</small>" if state.steps_run else ""
+    rows = {
+        "step": ("Step", f"{wording.count(glance.step)} <small>/ {wording.count(state.steps_total)}</small>"),
+        "speed": ("Speed", f"{speed} <small>steps/s</small>"),
+        "age": ("Last frame", wording.age(glance.age)),
+        "labels": ("Labels bought", f"{bought}{share}"),
+        "left": ("Time left", wording.duration(glance.seconds_left)),
+    }  # fmt: skip
+    return (
+        "<dl>"
+        + "".join(f'<div class="{k}"><dt>{t}</dt><dd>{d}</dd></div>' for k, (t, d) in rows.items())
+        + "</dl>"
+    )

@@ -1,0 +1,169 @@
+"""What the screen says: phases, reasons and numbers in a chemist's words. Pure functions."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from app.state import Glance
+from core.campaign.state import Query, State
+from core.settings import Settings
+from core.units import KCAL_PER_MOL
+
+MODES = {"approve": "Ask me", "threshold": "Automatic", "batch": "In batches"}
+"""Who decides about a flagged frame, as the person chooses it."""
+
+MODE_HELP = {
+    "approve": "Every frame above a tolerance waits for your decision.",
+    "threshold": "Frames above a tolerance are labelled without asking.",
+    "batch": "Frames collect; a diverse batch is proposed and decided as one.",
+}
+
+
+@dataclass(frozen=True)
+class Status:
+    """What the campaign is doing: a word, a sentence, and how it is toned.
+
+    `tone` is one of "idle", "busy", "ask", "bad", "done".
+    """
+
+    word: str
+    detail: str
+    tone: str
+
+
+def count(number: int) -> str:
+    """Return 12345 as "12 345", with spaces that do not break."""
+    return f"{number:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
+
+
+def figures(value: float | None, digits: int = 2) -> str:
+    """Return a number with so many significant digits; a dash where it is not finite."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    if value == 0:
+        return "0"
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    return f"{value:.{min(decimals, 6)}f}"
+
+
+def duration(seconds: float | None) -> str:
+    """Return "0.4 s", "12 s", "3 min 05 s" or "2 h 10 min"."""
+    if seconds is None or not math.isfinite(seconds):
+        return "–"
+    if seconds < 1:
+        return f"{max(seconds, 0.01):.1g} s"
+    if seconds < 10:
+        return f"{seconds:.3g} s" if seconds == int(seconds) else f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def age(seconds: float | None) -> str:
+    """Return how long ago something was, in whole seconds, so that it does not flicker."""
+    if seconds is None:
+        return "–"
+    return "now" if seconds < 2 else f"{duration(math.floor(seconds))} ago"
+
+
+def kcal(energy: float) -> float:
+    """Return an energy in eV as kcal/mol."""
+    return energy / KCAL_PER_MOL
+
+
+def formula(text: str) -> str:
+    """Return "C2H6O" with subscripts, as HTML."""
+    return "".join(f"<sub>{c}</sub>" if c.isdigit() else c for c in text)
+
+
+def method(reference: str) -> str:
+    """Return a level of theory as it is written in papers."""
+    names = {"gfn1-xtb": "GFN1-xTB", "gfn2-xtb": "GFN2-xTB"}
+    if reference.startswith("teacher:"):
+        return "teacher potential"
+    return names.get(reference, reference)
+
+
+def conditions(settings: Settings) -> str:
+    """Return temperature, model and reference in one line."""
+    kelvin = f"{settings.dynamics.temperature_K:g} K"
+    model = settings.potential.model.rstrip("/").rsplit("/", 1)[-1]
+    return f"{kelvin} · {model} model · {method(settings.labelling.reference)} labels"
+
+
+def status(glance: Glance) -> Status:
+    """Say what a campaign is doing."""
+    state = glance.state
+    reference = method(state.settings.labelling.reference)
+    if glance.orphaned:
+        return Status(
+            "Engine stopped", "Nothing is lost. Press Start to go on from the last frame.", "bad"
+        )
+    match state.phase:
+        case "ready":
+            return Status("Ready", "Press Start: the atoms begin to move.", "idle")
+        case "running":
+            return _running(state)
+        case "deciding":
+            return _deciding(state)
+        case "labelling":
+            n = len(state.ids("approved", "labelling"))
+            return Status("Labelling", f"{reference} computes {_frames(n)}.", "busy")
+        case "updating":
+            return Status("Learning", "The model takes in the new labels.", "busy")
+        case "paused":
+            return Status("Paused", state.paused or "", "idle")
+        case "failed":
+            return Status("Stopped by an error", (state.failure or "").splitlines()[-1][:200], "bad")
+    if state.stopped:
+        return Status("Stopped", "Press Start to go on from here.", "idle")
+    return Status("Finished", f"All {count(state.steps_total)} steps are done.", "done")
+
+
+def _running(state: State) -> Status:
+    if state.collecting:
+        found = len(state.ids("waiting", "approved", "labelling", "labelled", "trained"))
+        wanted = state.settings.trust.initial_labels
+        return Status("Simulating", f"Collecting first frames to label: {found} of {wanted}.", "busy")
+    if not state.trusted:
+        return Status("Simulating", "The first labels are on their way.", "busy")
+    return Status("Simulating", f"Flagged frames: {MODES[state.mode].lower()}.", "busy")
+
+
+def _deciding(state: State) -> Status:
+    if failed := state.ids("failed"):
+        return Status("Your turn", f"{_frames(len(failed))} could not be labelled.", "ask")
+    if state.proposing:
+        return Status("Choosing a batch", "Picking frames that differ from one another.", "busy")
+    n = len(state.proposal or state.ids("waiting"))
+    return Status("Your turn", f"{_frames(n)} {'waits' if n == 1 else 'wait'} for a decision.", "ask")
+
+
+def _frames(n: int) -> str:
+    return "1 frame" if n == 1 else f"{n} frames"
+
+
+def reasons(query: Query) -> str:
+    """Say in one sentence why a frame was flagged."""
+    if "initial" in query.reasons:
+        return "One of the first frames: its label sets the energy offset and the calibration."
+    said = []
+    if "energy" in query.reasons:
+        said.append("the total energy")
+    if "force" in query.reasons:
+        said.append("the force on an atom")
+    if not said:
+        return "The model has since learned enough: this frame is within the tolerances."
+    what = " and ".join(said)
+    return f"{what[0].upper()}{what[1:]} may be off by more than the tolerance."
+
+
+def cost(glance: Glance, frames: int = 1) -> str:
+    """Say what labels would cost, from those bought so far."""
+    if glance.label_s is None:
+        return "not known before the first label"
+    return f"about {duration(glance.label_s * frames)}"
