@@ -95,10 +95,11 @@ class Audit:
 
 def correlation_time(values: np.ndarray) -> float:
     """Return 1 + 2 Σ ρ_k of a series (n,), summed until ρ first falls below zero (Geyer)."""
-    centred = np.asarray(values, dtype=float) - np.mean(values)
-    n, variance = len(centred), float((centred**2).mean()) if len(centred) else 0.0
-    if n < 3 or variance == 0:
+    n = len(values)
+    if n < 3 or np.ptp(values) == 0:
         return 1.0
+    centred = np.asarray(values, dtype=float) - np.mean(values)
+    variance = float((centred**2).mean())
     time_ = 1.0
     for k in range(1, n // 2):
         rho = float((centred[:-k] * centred[k:]).sum() / (n * variance))

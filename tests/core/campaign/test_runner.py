@@ -1,0 +1,146 @@
+"""Whole campaigns in this process: Lennard-Jones argon learning another Lennard-Jones argon."""
+
+import numpy as np
+import pytest
+
+from core import worker
+from core.campaign import events as ev
+from core.campaign import store
+from core.campaign.loop import replay
+from core.campaign.reader import CampaignReader, Commander
+from core.campaign.runner import Runner
+
+
+@pytest.fixture
+def prepared(tmp_path, make_settings):
+    """A function that makes a campaign with overrides, and returns its directory."""
+
+    def make(**overrides):
+        directory = tmp_path / "campaign"
+        worker.prepare(directory, make_settings(**overrides))
+        return directory
+
+    return make
+
+
+def trajectory(directory) -> dict[str, np.ndarray]:
+    with CampaignReader(directory) as reader:
+        columns = reader.frames_since(1)
+    return {name: columns[name][columns["rewound"] == 0] for name in columns}
+
+
+def test_a_campaign_learns_and_comes_to_trust(finished):
+    with CampaignReader(finished) as reader:
+        state, labels, snapshots = reader.state(), reader.labels(), reader.snapshots()
+    assert state.phase == "finished" and state.trusted and state.step == 200
+    assert {q.status for q in state.queue} == {"trained"}
+    assert len(labels) == state.n_labels >= 3 and all(lab.learned for lab in labels)
+    assert len({s.weights for s in snapshots}) == len(snapshots)
+    assert (trajectory(finished)["kind"] == "trusted").sum() >= 10
+
+
+def test_the_journal_replays_to_the_same_state(finished):
+    reader = CampaignReader(finished)
+    events = [event for _, event in reader.events_since(0)]
+    runner = Runner(finished)
+    assert replay(store.initial_state(runner.store.connection), events) == reader.state()
+    assert runner.state == reader.state()
+    runner.close()
+
+
+def test_predictions_before_an_update_are_kept_with_the_label(finished):
+    with CampaignReader(finished) as reader:
+        for label in reader.labels():
+            frame = reader.frame(label.frame_id)
+            assert label.z is not None and label.force_ratio > 0
+            if frame.kind == "flagged":
+                assert label.predicted == pytest.approx(frame.energy)
+                assert label.z == pytest.approx((label.energy - frame.energy) / frame.sigma_energy)
+
+
+def test_frames_before_trust_are_marked(finished):
+    columns = trajectory(finished)
+    assert set(columns["kind"][columns["step"] <= 30]) == {"untrusted"}
+    assert "untrusted" not in columns["kind"][columns["step"] > 30]
+    assert (columns["snapshot"][columns["step"] > 30] >= 1).all()
+
+
+def test_the_same_seed_gives_the_same_campaign(finished, prepared):
+    directory = prepared()
+    worker.run_inline(directory)
+    again, before = trajectory(directory), trajectory(finished)
+    np.testing.assert_array_equal(again["energy"], before["energy"])
+    np.testing.assert_array_equal(again["sigma_energy"], before["sigma_energy"])
+
+
+def test_an_interrupted_campaign_ends_as_an_uninterrupted_one(finished, prepared):
+    directory = prepared()
+    worker.run_inline(directory, until=lambda state: state.step >= 20)
+    worker.run_inline(directory, until=lambda state: state.step >= 120)
+    worker.run_inline(directory)
+    resumed, whole = trajectory(directory), trajectory(finished)
+    np.testing.assert_array_equal(resumed["step"], whole["step"])
+    np.testing.assert_allclose(resumed["energy"], whole["energy"], atol=2e-5)
+
+
+def test_approve_mode_waits_and_a_person_decides(prepared):
+    directory = prepared(labelling__mode="approve")
+    commander = Commander(directory)
+    state = worker.run_inline(directory)
+    assert state.phase == "deciding" and state.proposal == (1, 2, 3)
+    approved = commander.post(ev.Approve(ids=(1, 2, 3), who="Ada"))
+    changed = commander.post(
+        ev.ChangeSetting(path="trust.energy_tolerance", value="0.003 eV", who="Ada")
+    )
+    refused = commander.post(ev.Reject(ids=(9,)))
+    state = worker.run_inline(directory)
+    with CampaignReader(directory) as reader:
+        assert reader.command(approved).outcome == reader.command(changed).outcome == "done"
+        assert "no flagged frame 9" in reader.command(refused).outcome
+    assert state.trusted and state.query(1).decided_by == "Ada"
+    assert state.energy_tolerance == 0.003
+
+
+def test_a_batch_is_selected_from_what_was_collected(prepared):
+    directory = prepared(
+        labelling__mode="batch", labelling__batch_size=2, trust__energy_tolerance=1e-5
+    )
+    worker.run_inline(directory)
+    Commander(directory).post(ev.Approve(ids=(1, 2, 3)))
+    state = worker.run_inline(directory)
+    assert state.phase == "deciding" and len(state.proposal) == 2
+    assert set(state.proposal) < set(state.ids("waiting")) and len(state.ids("waiting")) == 4
+
+
+def test_steps_are_counted_exactly(prepared):
+    directory = prepared()
+    commander = Commander(directory)
+    worker.run_inline(directory, until=lambda state: state.trusted)
+    commander.post(ev.StepBy(steps=7))
+    state = worker.run_inline(directory)
+    assert state.phase == "paused" and state.step == 37
+
+
+def test_exploding_dynamics_rewind_and_pause(prepared):
+    directory = prepared(dynamics__timestep_fs=5, dynamics__max_speed_factor=1.01)
+    state = worker.run_inline(directory)
+    assert state.phase == "paused" and "exploding" in state.paused
+    assert state.rewinds == 6 and state.n_labels == 0
+
+
+def test_refused_weights_are_rolled_back(prepared, monkeypatch):
+    monkeypatch.setattr("core.campaign.canary.DRIFT_KT", 0.0)
+    directory = prepared()
+    state = worker.run_inline(directory)
+    assert state.phase == "paused" and "conserve energy" in state.paused
+    assert not state.trusted and state.updates_refused == 1
+    monkeypatch.undo()
+    assert worker.run_inline(directory).phase == "finished"
+
+
+def test_labels_that_fail_are_states(prepared):
+    directory = prepared(labelling__time_limit_s=1e-3)
+    state = worker.run_inline(directory)
+    assert state.phase == "paused" and "failed in a row" in state.paused
+    failed = [q for q in state.queue if q.status == "skipped"]
+    assert len(failed) == 3 and all(q.failure.startswith("timeout") for q in failed)

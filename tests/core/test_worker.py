@@ -1,0 +1,213 @@
+"""The worker as a process: start, stop, kill at any moment, resume."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import psutil
+import pytest
+
+from core import worker
+from core.campaign import events as ev
+from core.campaign.loop import replay
+from core.campaign.reader import CampaignReader, Commander
+from core.campaign.state import State
+from core.errors import CampaignError, SettingsError
+from core.worker import WorkerHandle
+
+PATIENCE_S = 90
+
+
+@pytest.fixture
+def directory(tmp_path, argon):
+    worker.prepare(tmp_path / "campaign", argon(tmp_path))
+    return tmp_path / "campaign"
+
+
+@pytest.fixture
+def handle(directory):
+    made = WorkerHandle(directory)
+    yield made
+    made.kill()
+
+
+def wait(directory: Path, done, patience: float = PATIENCE_S) -> State:
+    """Return the state once `done` is true of it."""
+    end = time.monotonic() + patience
+    with CampaignReader(directory) as reader:
+        while not done(state := reader.state()):
+            assert time.monotonic() < end, (state.phase, state.failure, state.paused, state.step)
+            time.sleep(0.02)
+        return state
+
+
+def check_nothing_lost(directory: Path) -> None:
+    """The journal replays, and no label was bought twice or forgotten."""
+    with CampaignReader(directory) as reader:
+        events = [event for _, event in reader.events_since(0)]
+        start = State(reader.settings, n_atoms=len(reader.structure))
+        assert replay(start, events) == reader.state()
+        labels = {label.query_id for label in reader.labels()}
+        state = reader.state()
+    assert labels == {q.id for q in state.queue if q.status in ("labelled", "trained")}
+    arrived = Counter(e.query_id for e in events if isinstance(e, ev.LabelArrived))
+    assert set(arrived.values()) <= {1}
+    ledger = [json.loads(x) for x in (directory / "labels/ledger.jsonl").read_text().splitlines()]
+    bought = Counter(e["key"] for e in ledger if e.get("outcome") == "label")
+    assert set(bought.values()) <= {1}
+
+
+def test_a_worker_runs_a_campaign_to_its_end(directory, handle):
+    Commander(directory).post(ev.Start(who="Ada"))
+    handle.start()
+    state = wait(directory, lambda s: s.phase == "finished")
+    end = time.monotonic() + 10
+    while handle.alive and time.monotonic() < end:
+        time.sleep(0.02)
+    assert not handle.alive and state.step == 200 and state.trusted
+    with CampaignReader(directory) as reader:
+        live = reader.live()
+    assert live.step == 200 and live.trusted and live.phase == "finished"
+
+
+def test_pause_and_a_live_change_survive_a_kill(directory, handle):
+    commander = Commander(directory)
+    commander.post(ev.Start())
+    handle.start()
+    wait(directory, lambda s: s.trusted)
+    commander.post(ev.ChangeSetting(path="dynamics.steps", value=100_000))
+    commander.post(ev.ChangeSetting(path="trust.confidence", value=0.9))
+    wait(directory, lambda s: s.settings.trust.confidence == 0.9)
+    began = time.monotonic()
+    commander.post(ev.Pause(who="Ada"))
+    paused = wait(directory, lambda s: s.phase == "paused")
+    assert time.monotonic() - began < 1.0
+    handle.kill()
+    assert not handle.alive
+    posted = commander.post(ev.StepBy(steps=5))
+    handle.start()
+    state = wait(directory, lambda s: s.step == paused.step + 5)
+    assert (
+        state.settings.trust.confidence == 0.9 and state.paused == "The steps asked for are done."
+    )
+    with CampaignReader(directory) as reader:
+        assert reader.command(posted).outcome == "done"
+    assert handle.stop()
+    check_nothing_lost(directory)
+
+
+def test_one_worker_at_a_time(directory, handle):
+    handle.start()
+    wait(directory, lambda s: (directory / worker.LOCK).exists() and worker.holder(directory))
+    assert WorkerHandle(directory).pid == handle.pid
+    with pytest.raises(CampaignError, match=f"process {handle.pid}"):
+        worker.run_inline(directory)
+    assert handle.stop() and worker.holder(directory) is None
+
+
+def test_an_unknown_error_becomes_a_failed_campaign(directory, monkeypatch):
+    def burst(*args):
+        raise ZeroDivisionError("no such number")
+
+    monkeypatch.setattr("core.campaign.engine.Engine.check", burst)
+    state = worker.run_inline(directory)
+    assert state.phase == "failed" and "ZeroDivisionError: no such number" in state.failure
+    monkeypatch.undo()
+    assert worker.run_inline(directory).phase == "finished"
+
+
+def test_a_missing_campaign_is_said_before_a_process_starts(tmp_path):
+    with pytest.raises(CampaignError, match="holds no campaign"):
+        WorkerHandle(tmp_path).start()
+
+
+def test_other_settings_are_refused_unless_live(directory, argon, tmp_path):
+    given = argon(tmp_path)
+    assert worker.prepare(directory, given) == []
+    (change,) = worker.prepare(directory, given.with_value("trust.confidence", 0.9))
+    assert (change.path, change.value) == ("trust.confidence", 0.9)
+    with pytest.raises(SettingsError, match="labelling.seed is 1, not 2"):
+        worker.prepare(directory, given.with_value("labelling.seed", 2))
+
+
+def test_ctrl_c_pauses_and_the_same_command_resumes(directory, argon, tmp_path):
+    code = f"from core import worker; print(worker.run_inline({str(directory)!r}).paused)"
+    changed = argon(tmp_path).with_value("dynamics.steps", 100_000)
+    Commander(directory).post(ev.ChangeSetting(path="dynamics.steps", value=100_000))
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    wait(directory, lambda s: s.trusted)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=20)[0].strip() == "Paused by Ctrl-C."
+    assert process.returncode == 0
+    steps = wait(directory, lambda s: s.phase == "paused").step
+    state = worker.run_inline(
+        directory, worker.prepare(directory, changed), until=lambda s: s.step > steps + 20
+    )
+    assert state.paused is None and state.step > steps + 20
+
+
+def children_of(pid: int) -> list[psutil.Process]:
+    """The label processes of a worker (not Python's resource tracker)."""
+    try:
+        found = psutil.Process(pid).children(recursive=True)
+        return [c for c in found if "resource_tracker" not in " ".join(c.cmdline())]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def kill_at_random(directory: Path, handle: WorkerHandle, times: int, victim) -> int:
+    """Kill what `victim` returns (pids) at random moments until the campaign is finished."""
+    killed, rng = 0, random.Random(1)
+    Commander(directory).post(ev.Start())
+    handle.start()
+    end = time.monotonic() + 25 * times
+    while killed < times and time.monotonic() < end:
+        time.sleep(rng.uniform(0.2, 6.0))
+        for pid in victim(handle):
+            os.kill(pid, signal.SIGKILL)
+            killed += 1
+        handle.pid  # noqa: B018 (reaps the process)
+        with CampaignReader(directory) as reader:
+            state = reader.state()
+        if state.phase == "paused":
+            Commander(directory).post(ev.Resume())
+        if not handle.alive:
+            handle.start()
+    return killed
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_twenty_kills_of_the_worker_lose_nothing(directory, handle):
+    Commander(directory).post(ev.ChangeSetting(path="trust.energy_tolerance", value=1e-4))
+    Commander(directory).post(ev.ChangeSetting(path="dynamics.steps", value=4000))
+    killed = kill_at_random(directory, handle, 20, lambda h: [h.pid] if h.pid else [])
+    Commander(directory).post(ev.ChangeSetting(path="dynamics.steps", value=1))
+    wait(directory, lambda s: s.phase == "finished")
+    assert killed == 20
+    check_nothing_lost(directory)
+    with CampaignReader(directory) as reader:
+        assert reader.state().settings.trust.energy_tolerance == 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_twenty_kills_of_label_processes_lose_nothing(directory, handle):
+    Commander(directory).post(ev.ChangeSetting(path="trust.energy_tolerance", value=1e-4))
+    Commander(directory).post(ev.ChangeSetting(path="dynamics.steps", value=100_000))
+
+    def labellers(h: WorkerHandle) -> list[int]:
+        return [c.pid for c in children_of(h.pid)][:1] if h.pid else []
+
+    killed = kill_at_random(directory, handle, 20, labellers)
+    Commander(directory).post(ev.ChangeSetting(path="dynamics.steps", value=1))
+    wait(directory, lambda s: s.phase in ("finished", "paused"))
+    handle.stop()
+    assert killed >= 20
+    check_nothing_lost(directory)
