@@ -7,6 +7,7 @@ runs this file once per page.
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from html import escape
 from pathlib import Path
@@ -23,8 +24,10 @@ from app.views.decision import Decision
 from app.views.scene import Scene
 from app.views.traces import Traces
 from app.views.tuning import Tuning
+from core.errors import InputError
 
 TITLE = "Flywise"
+HOST = "127.0.0.1"
 FAST_MS = 60
 """Time between two looks at the atoms."""
 SLOW = 3
@@ -41,8 +44,9 @@ _SCREEN_CSS = """
 .decision { grid-area: decision; } .tuning { grid-area: tuning; }
 .controls, .scene, .traces, .decision, .tuning { width: auto; height: auto; margin: 0; }
 @media (max-width: 980px) {
-  :host { grid-template-columns: minmax(0, 1fr); grid-template-rows: auto 88vw auto 430px auto;
-    grid-template-areas: "controls" "scene" "decision" "traces" "tuning"; gap: 10px; padding: 10px; }
+  :host { grid-template-columns: minmax(0, 1fr); align-content: start; gap: 10px; padding: 10px;
+    grid-template-rows: max-content 88vw max-content 430px max-content;
+    grid-template-areas: "controls" "scene" "decision" "traces" "tuning"; }
   .scene { max-height: 620px; }
 }
 """
@@ -50,7 +54,7 @@ _SCREEN_CSS = """
 _TITLE_CSS = """
 :host { margin: 0; flex: 1; min-width: 0; }
 .title { display: flex; align-items: baseline; gap: 14px; white-space: nowrap; overflow: hidden;
-  color: var(--fw-text); font-family: var(--fw-font); }
+  color: var(--fw-text); }
 .title b { font-size: 17px; font-weight: 650; letter-spacing: -0.01em; }
 .title b i { color: var(--fw-accent); font-style: normal; }
 .title span { font-size: 13.5px; overflow: hidden; text-overflow: ellipsis; }
@@ -58,6 +62,26 @@ _TITLE_CSS = """
 sub { font-size: 0.75em; line-height: 0; }
 @media (max-width: 620px) { .title .muted { display: none; } }
 """
+
+_PAGE_SX: dict[str, Any] = {
+    ".MuiAppBar-root": {
+        "backgroundColor": "background.paper",
+        "color": "text.primary",
+        "backgroundImage": "none",
+        "boxShadow": "none",
+        "borderBottom": "1px solid",
+        "borderColor": "divider",
+    },
+    ".MuiToolbar-root": {"minHeight": "48px !important", "padding": "0 16px !important"},
+    "main": {"backgroundColor": "background.default"},
+}
+
+_FAVICON = (
+    "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 32 32'%3E"
+    "%3Cpath d='M9 21 20 11' stroke='%230f6e7c' stroke-width='4'/%3E"
+    "%3Ccircle cx='9' cy='21' r='7' fill='%230f6e7c'/%3E"
+    "%3Ccircle cx='22' cy='10' r='5' fill='%23efa257'/%3E%3C/svg%3E"
+)
 
 
 class Screen:
@@ -67,23 +91,26 @@ class Screen:
         self._campaign = shown
         self._commands: list[int] = []
         self._ticks = 0
-        self._scene = Scene(shown)
-        self._views = (
-            Controls(shown, self._commands.append),
-            Traces(shown),
-            Decision(shown, self._commands.append),
-            Tuning(shown, self._commands.append, self._warn),
-        )
-        controls, traces, decision, tuning = self._views
+        post = self._commands.append
+        self._scene, self._traces = Scene(shown), Traces(shown)
+        controls, decision = Controls(shown, post), Decision(shown, post)
+        tuning = Tuning(shown, post, self._warn)
+        self._slow = (controls, self._traces, decision, tuning)
         self._grid = pn.Column(
-            controls, self._scene, traces, decision, tuning, margin=0, sizing_mode="stretch_both"
-        )
+            controls, self._scene, self._traces, decision, tuning,
+            margin=0, sizing_mode="stretch_both",
+        )  # fmt: skip
         self._title = pn.pane.HTML("", margin=0, sizing_mode="stretch_width")
         self.page = pmui.Page(
-            title="", meta_title=f"{shown.title} · {TITLE}", header=[self._title], main=[self._grid],
+            title="",
+            meta_title=f"{shown.title} · {TITLE}",
+            header=[self._title],
+            main=[self._grid],
             theme_config={"light": theme.material(theme.LIGHT), "dark": theme.material(theme.DARK)},
-            busy_indicator=None, sx=_PAGE_SX, favicon=FAVICON,
-        )  # fmt: skip
+            busy_indicator=None,
+            sx=_PAGE_SX,
+            favicon=_FAVICON,
+        )
         self.page.param.watch(lambda event: self._paint(), "dark_theme")
         self._paint()
         self.tick()
@@ -93,7 +120,7 @@ class Screen:
         glance = self._campaign.glance()
         self._scene.update(glance)
         if self._ticks % SLOW == 0:
-            for view in self._views:
+            for view in self._slow:
                 view.update(glance)
             self._title.object = _heading(self._campaign, glance.state.settings)
             self._tell_refusals()
@@ -115,31 +142,14 @@ class Screen:
         palette = theme.palette(bool(self.page.dark_theme))
         self._grid.stylesheets = [_SCREEN_CSS, theme.variables(palette)]
         self._title.stylesheets = [_TITLE_CSS, theme.variables(palette)]
-        for view in (self._scene, self._views[1]):
-            view.paint(palette)
-
-
-_PAGE_SX: dict[str, Any] = {
-    ".MuiAppBar-root": {
-        "backgroundColor": "background.paper", "color": "text.primary", "backgroundImage": "none",
-        "boxShadow": "none", "borderBottom": "1px solid", "borderColor": "divider",
-    },
-    ".MuiToolbar-root": {"minHeight": "48px !important", "padding": "0 16px !important"},
-    "main": {"backgroundColor": "background.default"},
-}  # fmt: skip
-
-FAVICON = (
-    "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 32 32'%3E"
-    "%3Cpath d='M9 21 20 11' stroke='%230f6e7c' stroke-width='4'/%3E"
-    "%3Ccircle cx='9' cy='21' r='7' fill='%230f6e7c'/%3E"
-    "%3Ccircle cx='22' cy='10' r='5' fill='%23efa257'/%3E%3C/svg%3E"
-)
+        self._scene.paint(palette)
+        self._traces.paint(palette)
 
 
 def _heading(shown: CampaignState, settings: Any) -> str:
+    molecule = f"{escape(shown.title)} · {wording.formula(shown.structure.formula)}"
     return (
-        f'<div class="title"><b>Fly<i>wise</i></b><span>{escape(shown.title)} · '
-        f"{wording.formula(shown.structure.formula)}</span>"
+        f'<div class="title"><b>Fly<i>wise</i></b><span>{molecule}</span>'
         f'<span class="muted">{escape(wording.conditions(settings))}</span></div>'
     )
 
@@ -156,17 +166,42 @@ def serve(campaign_dir: Path | None = None, demo: str | None = None, port: int =
     """Offer the page on this machine until interrupted; a demo if no campaign is named.
 
     Raises:
-        CampaignError: the directory holds no campaign. InputError: there is no such demo.
+        CampaignError: the directory holds no campaign.
+        InputError: there is no such demo, or the port is taken.
     """
     shown = campaign(campaign_dir) if campaign_dir else open_demo(demo or "ethanol")
+    port = free_port(port)
     shown.warm()
     _extension()
-    address = f"http://localhost:{port}"
-    print(f"{TITLE}: {shown.directory} on {address} (Ctrl-C ends the server, not the campaign)", flush=True)
+    print(f"{TITLE} shows {shown.directory} on http://localhost:{port}", flush=True)
+    print("Ctrl-C ends the page; a campaign that runs goes on.", flush=True)
     pn.serve(
-        {"/": lambda: page(shown)}, address="127.0.0.1", port=port, title=TITLE, verbose=False,
-        show=_has_browser(), websocket_origin=[f"localhost:{port}", f"127.0.0.1:{port}"],
-    )  # fmt: skip
+        {"/": lambda: page(shown)},
+        address=HOST,
+        port=port,
+        title=TITLE,
+        verbose=False,
+        show=_has_browser(),
+        websocket_origin=[f"localhost:{port}", f"{HOST}:{port}"],
+    )
+
+
+def free_port(port: int) -> int:
+    """Return `port` if nobody listens there; any free one for 0.
+
+    Raises:
+        InputError: the port is taken.
+    """
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            raise InputError(
+                f"Port {port} is in use or not allowed ({error.strerror}); name another one with "
+                "--port, or 0 for any."
+            ) from error
+        return int(probe.getsockname()[1])
 
 
 def _extension() -> None:

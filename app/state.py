@@ -125,9 +125,7 @@ class CampaignState:
             scored = [row for row in rows if row.predicted is not None]
             newest = max(scored, key=lambda row: row.at, default=None)
             self._labels = (learned, cost, newest)
-        return Glance(
-            state, self.reader.live(), self._is_alive(), time.time(), *self._labels[1:]
-        )
+        return Glance(state, self.reader.live(), self._is_alive(), time.time(), *self._labels[1:])
 
     def _is_alive(self) -> bool:
         if time.monotonic() - self._alive[0] > ALIVE_S:

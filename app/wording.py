@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from app.state import Glance
 from core.campaign.state import Query, State
@@ -70,8 +71,8 @@ def age(seconds: float | None) -> str:
     return "now" if seconds < 2 else f"{duration(math.floor(seconds))} ago"
 
 
-def kcal(energy: float) -> float:
-    """Return an energy in eV as kcal/mol."""
+def kcal(energy: Any) -> Any:
+    """Return an energy, or an array of them, in eV as kcal/mol."""
     return energy / KCAL_PER_MOL
 
 
@@ -118,17 +119,24 @@ def status(glance: Glance) -> Status:
         case "paused":
             return Status("Paused", state.paused or "", "idle")
         case "failed":
-            return Status("Stopped by an error", (state.failure or "").splitlines()[-1][:200], "bad")
+            return Status("Stopped by an error", _last_line(state.failure), "bad")
     if state.stopped:
         return Status("Stopped", "Press Start to go on from here.", "idle")
     return Status("Finished", f"All {count(state.steps_total)} steps are done.", "done")
+
+
+def _last_line(text: str | None) -> str:
+    lines = (text or "").strip().splitlines()
+    return lines[-1][:300] if lines else ""
 
 
 def _running(state: State) -> Status:
     if state.collecting:
         found = len(state.ids("waiting", "approved", "labelling", "labelled", "trained"))
         wanted = state.settings.trust.initial_labels
-        return Status("Simulating", f"Collecting first frames to label: {found} of {wanted}.", "busy")
+        return Status(
+            "Simulating", f"Collecting first frames to label: {found} of {wanted}.", "busy"
+        )
     if not state.trusted:
         return Status("Simulating", "The first labels are on their way.", "busy")
     return Status("Simulating", f"Flagged frames: {MODES[state.mode].lower()}.", "busy")
@@ -140,7 +148,9 @@ def _deciding(state: State) -> Status:
     if state.proposing:
         return Status("Choosing a batch", "Picking frames that differ from one another.", "busy")
     n = len(state.proposal or state.ids("waiting"))
-    return Status("Your turn", f"{_frames(n)} {'waits' if n == 1 else 'wait'} for a decision.", "ask")
+    return Status(
+        "Your turn", f"{_frames(n)} {'waits' if n == 1 else 'wait'} for a decision.", "ask"
+    )
 
 
 def _frames(n: int) -> str:

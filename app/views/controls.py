@@ -22,7 +22,8 @@ _CSS = """
 .controls-state, .controls-buttons, .figures { align-self: center !important; }
 @media (max-width: 1180px) { :host { grid-template-columns: 1fr auto; }
   .figures { grid-column: 1 / -1; } }
-@media (max-width: 620px) { :host { grid-template-columns: 1fr; gap: 12px; padding: 12px 16px 14px; } }
+@media (max-width: 620px) {
+  :host { grid-template-columns: 1fr; gap: 12px; padding: 12px 16px 14px; } }
 """
 
 _STATE_CSS = """
@@ -46,7 +47,8 @@ dd { margin: 0; font-size: 15px; font-weight: 550; line-height: 1.45; white-spac
 dd small { color: var(--fw-muted); font-weight: 400; font-size: 13px; }
 .step { min-width: 116px; } .speed { min-width: 88px; } .age { min-width: 74px; }
 .labels { min-width: 84px; } .left { min-width: 82px; }
-@media (max-width: 620px) { dl { display: grid; grid-template-columns: 1fr 1fr 1fr; gap: 10px 12px; }
+@media (max-width: 620px) {
+  dl { display: grid; grid-template-columns: 1fr 1fr 1fr; gap: 10px 12px; }
   dl > div { min-width: 0; } }
 """
 
@@ -141,8 +143,9 @@ def _figures(glance: Glance) -> str:
     speed = f"{live.steps_per_s:.0f}" if glance.moving and live is not None else "0"
     bought = sum(q.status in LABELLED for q in state.queue)
     share = f" <small>{100 * bought / state.steps_run:.1f} %</small>" if state.steps_run else ""
+    done, total = wording.count(glance.step), wording.count(state.steps_total)
     rows = {
-        "step": ("Step", f"{wording.count(glance.step)} <small>/ {wording.count(state.steps_total)}</small>"),
+        "step": ("Step", f"{done} <small>/ {total}</small>"),
         "speed": ("Speed", f"{speed} <small>steps/s</small>"),
         "age": ("Last frame", wording.age(glance.age)),
         "labels": ("Labels bought", f"{bought}{share}"),

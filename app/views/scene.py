@@ -28,7 +28,7 @@ class Scene(pn.viewable.Viewer):
             value_title="Bound on the force error", value_unit="eV/Å",
         )  # fmt: skip
         cell = structure.cell if any(structure.pbc) else None
-        self._molecule.show(structure.numbers, structure.positions, cell)
+        self._molecule.set_atoms(structure.numbers, structure.positions, cell)
         last = campaign.reader.last_frame()
         self._molecule.move(last.positions, np.full(len(structure), np.nan))
         self._shown = -1.0
@@ -57,7 +57,9 @@ class Scene(pn.viewable.Viewer):
         if live is None or live.timestamp == self._shown:
             return
         self._shown = live.timestamp
-        self._molecule.move(live.positions, bounds(live.sigma_atoms, live.force_bound, state.trusted))
+        self._molecule.move(
+            live.positions, bounds(live.sigma_atoms, live.force_bound, state.trusted)
+        )
 
     def paint(self, palette: theme.Palette) -> None:
         """Take the colours of a mode."""

@@ -21,15 +21,15 @@ _MODE_CSS = """
 .scroll-button { display: none; }
 .label { align-self: center !important; }
 """
-_FIELDS_CSS = ":host { display: grid !important; grid-template-columns: repeat(auto-fit, minmax(140px, 1fr)); gap: 14px 12px; }\n.scroll-button { display: none; }"
+_FIELDS_CSS = """
+:host { display: grid !important; grid-template-columns: repeat(auto-fit, minmax(140px, 1fr));
+  gap: 14px 12px; }
+.scroll-button { display: none; }
+"""
 _HEAD_CSS = "h2 { margin: 0; font-size: 13px; font-weight: 600; line-height: 1.4; }"
 
-_READ: dict[str, Callable[[State], float | None]] = {
-    "trust.energy_tolerance": lambda s: s.energy_tolerance / KCAL_PER_MOL,
-    "trust.force_tolerance": lambda s: s.force_tolerance,
-    "dynamics.temperature_K": lambda s: s.settings.dynamics.temperature_K,
-}
-_SCALE = {"trust.energy_tolerance": KCAL_PER_MOL}
+MODE, ENERGY = "labelling.mode", "trust.energy_tolerance"
+FORCE, TEMPERATURE = "trust.force_tolerance", "dynamics.temperature_K"
 
 
 class Tuning(pn.viewable.Viewer):
@@ -40,24 +40,26 @@ class Tuning(pn.viewable.Viewer):
     ) -> None:
         super().__init__()
         self._campaign, self._posted, self._warn = campaign, posted, warn
+        self._shown: dict[str, Any] = {}
         self._following = False
-        self._mode = pmui.RadioButtonGroup(
-            options={v: k for k, v in wording.MODES.items()}, size="small", color="primary",
-            margin=0, sizing_mode="stretch_width",
-        )  # fmt: skip
-        make: dict[str, Any] = {"margin": 0, "size": "small", "sizing_mode": "stretch_width", "format": "0[.]00"}
-        self._fields = {
-            "trust.energy_tolerance": pmui.FloatInput(label="Energy ±, kcal/mol", step=0.1, **make),
-            "trust.force_tolerance": pmui.FloatInput(label="Force ±, eV/Å", step=0.01, **make),
-            "dynamics.temperature_K": pmui.FloatInput(label="Temperature, K", step=10, **make),
+        make: dict[str, Any] = {"margin": 0, "size": "small", "sizing_mode": "stretch_width"}
+        modes = {word: mode for mode, word in wording.MODES.items()}
+        number = {**make, "format": "0[.]00"}
+        self._inputs: dict[str, Any] = {
+            MODE: pmui.RadioButtonGroup(options=modes, value="threshold", color="primary", **make),
+            ENERGY: pmui.FloatInput(label="Energy ±, kcal/mol", step=0.1, **number),
+            FORCE: pmui.FloatInput(label="Force ±, eV/Å", step=0.01, **number),
+            TEMPERATURE: pmui.FloatInput(label="Temperature, K", step=10, **number),
         }
-        self._mode.param.watch(lambda e: self._change("labelling.mode", e.new), "value")
-        for path, field in self._fields.items():
-            field.param.watch(lambda e, path=path: self._change(path, e.new), "value")
-        head = pn.pane.HTML("<h2>Flagged frames</h2>", stylesheets=[_HEAD_CSS], margin=0, css_classes=["label"])
+        for path, widget in self._inputs.items():
+            widget.param.watch(lambda event, path=path: self._change(path, event.new), "value")
+        head = pn.pane.HTML(
+            "<h2>Flagged frames</h2>", stylesheets=[_HEAD_CSS], margin=0, css_classes=["label"]
+        )
+        mode, *numbers = self._inputs.values()
         self._layout = pn.Column(
-            pn.Column(head, self._mode, margin=0, stylesheets=[_MODE_CSS]),
-            pn.Column(*self._fields.values(), margin=0, stylesheets=[_FIELDS_CSS]),
+            pn.Column(head, mode, margin=0, stylesheets=[_MODE_CSS]),
+            pn.Column(*numbers, margin=0, stylesheets=[_FIELDS_CSS]),
             margin=0, css_classes=["tuning"], stylesheets=[theme.CARD, _CSS],
         )  # fmt: skip
 
@@ -66,33 +68,40 @@ class Tuning(pn.viewable.Viewer):
 
     def update(self, glance: Glance) -> None:
         """Follow the campaign's settings, whoever changed them."""
-        shown = {path: _rounded(read(glance.state)) for path, read in _READ.items()}
-        now = (glance.state.mode, shown)
-        if now == self.__dict__.get("_now"):
+        now = shown(glance.state)
+        if now == self._shown:
             return
-        self._now = now
+        self._shown = now
         self._following = True
         try:
-            self._mode.value = glance.state.mode
-            for path, value in shown.items():
-                self._fields[path].value = value
+            for path, widget in self._inputs.items():
+                widget.value = now[path]
         finally:
             self._following = False
 
     def _change(self, path: str, value: Any) -> None:
-        state = self._campaign.glance().state
-        known = state.mode if path == "labelling.mode" else _rounded(_READ[path](state))
-        if self._following or value == known:
+        if self._following or value == self._shown.get(path):
             return
-        inner = value * _SCALE.get(path, 1.0) if isinstance(value, (int, float)) else value
+        inner = value * KCAL_PER_MOL if path == ENERGY and value is not None else value
         try:
-            state.settings.with_value(path, inner)
+            self._campaign.glance().state.settings.with_value(path, inner)
         except SettingsError as error:
             self._warn(str(error).removeprefix("settings: "))
-            self._now = None
+            self._shown = {}  # the next update puts the former value back
             return
         self._posted(self._campaign.post(ev.ChangeSetting(path=path, value=inner)))
 
 
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else float(f"{value:.4g}")
+def shown(state: State) -> dict[str, Any]:
+    """Return the live settings as they stand on the screen."""
+    force = state.force_tolerance
+    return {
+        MODE: state.mode,
+        ENERGY: _rounded(state.energy_tolerance / KCAL_PER_MOL),
+        FORCE: None if force is None else _rounded(force),
+        TEMPERATURE: _rounded(state.settings.dynamics.temperature_K),
+    }
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.4g}")

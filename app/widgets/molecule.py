@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from pathlib import Path
+from typing import Any
 
 import ase.data
 import ase.data.colors
@@ -66,7 +67,7 @@ class Molecule(JSComponent):
     value_mark = param.Number(0.15, allow_None=True, doc="A value to mark on the scale.")
     value_title = param.String(doc="What the colours say.")
     value_unit = param.String(doc="Unit of the values.")
-    colour_by = param.Selector(default="value", objects=["value", "element"])
+    colour_by: Any = param.Selector(default="value", objects=["value", "element"])
     scale = param.List(default=list(ERROR_SCALE), doc="Colours of the scale, low to high.")
     note = param.String(doc="One line over the picture, empty for none.")
     dark = param.Boolean(False)
@@ -80,7 +81,9 @@ class Molecule(JSComponent):
         address = f"{prefix}static/extensions/{_ROUTE}/index.js?v={version}"
         super().__init__(**{"engine": address, **params})
 
-    def show(self, numbers: np.ndarray, positions: np.ndarray, cell: np.ndarray | None) -> None:
+    def set_atoms(
+        self, numbers: np.ndarray, positions: np.ndarray, cell: np.ndarray | None
+    ) -> None:
         """Set up for other atoms: numbers (N,), positions (N, 3) Å, cell (3, 3) Å or None."""
         self.param.update(
             symbols=[ase.data.chemical_symbols[z] for z in numbers],
