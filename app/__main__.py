@@ -143,9 +143,7 @@ def audit(
 @cli.command()
 def models(as_json: Json = False) -> None:
     """List the models that can be loaded by name."""
-    from core.potentials import available
-
-    known = available()
+    known = importlib.import_module("core.potentials").available()  # loads torch
     _print({"models": known}, as_json, [f"{name}: {about}" for name, about in known.items()])
 
 

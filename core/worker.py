@@ -22,6 +22,7 @@ from typing import IO, TYPE_CHECKING
 from core.campaign import events as ev
 from core.campaign import store
 from core.campaign.loop import CommandRefusedError
+from core.campaign.reader import CampaignReader
 from core.campaign.state import State
 from core.errors import CampaignError, FlywiseError, SettingsError
 from core.settings import Settings, live_paths, structure_of
@@ -219,6 +220,8 @@ def _work(runner: Runner) -> None:
 def prepare(directory: str | Path, settings: Settings) -> list[ev.ChangeSetting]:
     """Make the campaign, or return the live changes that bring a stored one to `settings`.
 
+    A campaign that was never started is made anew with the settings given.
+
     Raises:
         SettingsError: the stored campaign differs in a field that is not live.
         InputError: the structure cannot be read or simulated.
@@ -227,17 +230,22 @@ def prepare(directory: str | Path, settings: Settings) -> list[ev.ChangeSetting]
     if not (directory / store.DATABASE).exists():
         store.create(directory, settings, structure_of(settings))
         return []
-    connection = store.connect(directory, readonly=True)
-    stored = store.read_settings(connection)
-    connection.close()
-    changed = differences(stored, settings)
+    with CampaignReader(directory) as reader:
+        changed = differences(reader.settings, settings)
+        started = reader.state().started
     fixed = {path: pair for path, pair in changed.items() if path not in live_paths()}
-    if fixed:
+    if fixed and started:
         listed = "; ".join(f"{path} is {old!r}, not {new!r}" for path, (old, new) in fixed.items())
         raise SettingsError(
             f"The campaign in {directory} was started with other settings: {listed}. Give the "
             "former settings to resume it, or another directory to start a new one."
         )
+    if fixed:
+        structure = structure_of(settings)
+        with locked(directory):
+            store.remove(directory)
+            store.create(directory, settings, structure)
+        return []
     return [
         ev.ChangeSetting(path=path, value=new, who="settings file")
         for path, (_, new) in changed.items()

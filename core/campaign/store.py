@@ -201,6 +201,12 @@ def create(directory: Path, settings: Settings, structure: Structure) -> None:
     part.rename(path)
 
 
+def remove(directory: Path) -> None:
+    """Remove the database of a campaign; labels that were bought stay."""
+    for name in (DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm"):
+        (directory / name).unlink(missing_ok=True)
+
+
 def _structure_to_json(structure: Structure) -> str:
     return json.dumps(
         {

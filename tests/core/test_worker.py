@@ -129,11 +129,19 @@ def test_a_missing_campaign_is_said_before_a_process_starts(tmp_path):
 
 def test_other_settings_are_refused_unless_live(directory, argon, tmp_path):
     given = argon(tmp_path)
+    worker.run_inline(directory, until=lambda s: s.step >= 10)
     assert worker.prepare(directory, given) == []
     (change,) = worker.prepare(directory, given.with_value("trust.confidence", 0.9))
     assert (change.path, change.value) == ("trust.confidence", 0.9)
     with pytest.raises(SettingsError, match="labelling.seed is 1, not 2"):
         worker.prepare(directory, given.with_value("labelling.seed", 2))
+
+
+def test_a_campaign_that_never_started_takes_other_settings(directory, argon, tmp_path):
+    wrong = argon(tmp_path).with_value("labelling.seed", 2)
+    assert worker.prepare(directory, wrong) == []
+    with CampaignReader(directory) as reader:
+        assert reader.settings.labelling.seed == 2
 
 
 def test_ctrl_c_pauses_and_the_same_command_resumes(directory, argon, tmp_path):
@@ -161,14 +169,14 @@ def children_of(pid: int) -> list[psutil.Process]:
         return []
 
 
-def kill_at_random(directory: Path, handle: WorkerHandle, times: int, victim) -> int:
+def kill_at_random(directory: Path, handle: WorkerHandle, times: int, victim, pause) -> int:
     """Kill what `victim` returns (pids) at random moments until the campaign is finished."""
     killed, rng = 0, random.Random(1)
     Commander(directory).post(ev.Start())
     handle.start()
     end = time.monotonic() + 25 * times
     while killed < times and time.monotonic() < end:
-        time.sleep(rng.uniform(0.2, 6.0))
+        time.sleep(rng.uniform(*pause))
         for pid in victim(handle):
             os.kill(pid, signal.SIGKILL)
             killed += 1
@@ -187,7 +195,7 @@ def kill_at_random(directory: Path, handle: WorkerHandle, times: int, victim) ->
 def test_twenty_kills_of_the_worker_lose_nothing(directory, handle):
     Commander(directory).post(ev.ChangeSetting(path="trust.energy_tolerance", value=1e-4))
     Commander(directory).post(ev.ChangeSetting(path="dynamics.steps", value=4000))
-    killed = kill_at_random(directory, handle, 20, lambda h: [h.pid] if h.pid else [])
+    killed = kill_at_random(directory, handle, 20, lambda h: [h.pid] if h.pid else [], (0.2, 6.0))
     Commander(directory).post(ev.ChangeSetting(path="dynamics.steps", value=1))
     wait(directory, lambda s: s.phase == "finished")
     assert killed == 20
@@ -199,13 +207,13 @@ def test_twenty_kills_of_the_worker_lose_nothing(directory, handle):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_twenty_kills_of_label_processes_lose_nothing(directory, handle):
-    Commander(directory).post(ev.ChangeSetting(path="trust.energy_tolerance", value=1e-4))
+    Commander(directory).post(ev.ChangeSetting(path="trust.energy_tolerance", value=1e-6))
     Commander(directory).post(ev.ChangeSetting(path="dynamics.steps", value=100_000))
 
     def labellers(h: WorkerHandle) -> list[int]:
         return [c.pid for c in children_of(h.pid)][:1] if h.pid else []
 
-    killed = kill_at_random(directory, handle, 20, labellers)
+    killed = kill_at_random(directory, handle, 20, labellers, (0.1, 1.0))
     Commander(directory).post(ev.ChangeSetting(path="dynamics.steps", value=1))
     wait(directory, lambda s: s.phase in ("finished", "paused"))
     handle.stop()

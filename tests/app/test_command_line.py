@@ -1,0 +1,127 @@
+"""The commands as a person types them: figures, messages and exit codes."""
+
+import json
+import subprocess
+import sys
+
+import ase.io
+import numpy as np
+import pytest
+
+from app import __main__ as command_line
+from core.structures import Structure
+
+SETTINGS = """
+[structure]
+file = "pair.xyz"
+[potential]
+model = "lennard-jones"
+dtype = "float64"
+[dynamics]
+temperature_K = 10
+timestep_fs = 4
+steps = 100
+[trust]
+initial_labels = 3
+initial_stride = 10
+energy_tolerance = "0.1 kcal/mol"
+[labelling]
+reference = "teacher:lennard-jones:0.0115:3.45"
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    made = tmp_path_factory.mktemp("command_line")
+    triangle = np.array([(0, 0, 0), (3.8, 0, 0), (1.9, 3.3, 0)])
+    Structure(np.full(3, 18), triangle).to_atoms().write(made / "pair.xyz", format="extxyz")
+    (made / "s.toml").write_text(SETTINGS)
+    return made
+
+
+@pytest.fixture
+def flywise(folder, monkeypatch, capsys):
+    """Run a command in the folder; return exit code, standard output and standard error."""
+    monkeypatch.chdir(folder)
+
+    def run(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["flywise", *words])
+        with pytest.raises(SystemExit) as ended:
+            command_line.main()
+        printed = capsys.readouterr()
+        return ended.value.code or 0, printed.out, printed.err
+
+    return run
+
+
+def test_run_then_look_at_it_in_every_way(flywise, folder):
+    code, out, err = flywise("run", "s.toml", "--out", "D", "--json", "--seed", "3")
+    figures = json.loads(out.splitlines()[-1])
+    assert code == 0 and figures["steps"] == 100 and figures["labels"] >= 3
+    assert figures["wall_s"] > 0 and figures["untrusted_steps"] == 30
+    assert "learned 3 labels" in err
+
+    code, out, _ = flywise("status", "D")
+    assert code == 0 and out.startswith("finished") and "100 of 100" in out
+    code, out, _ = flywise("status", "D", "--json")
+    assert json.loads(out)["worker_pid"] is None
+
+    code, out, _ = flywise("audit", "D", "--every", "10", "--json")
+    report = json.loads(out)
+    assert code == 0 and report["frames"] + sum(report["excluded"].values()) == 10
+    assert {"within_tolerance", "interval", "rmse_eV"} < set(report)
+    code, out, _ = flywise("audit", "D", "--every", "50")
+    assert code == 0 and "recomputed" in out
+
+    code, out, _ = flywise("export", "D", "x.extxyz")
+    assert code == 0 and len(ase.io.read(folder / "x.extxyz", ":")) == 10
+
+    code, _, err = flywise("run", "s.toml", "--out", "D")
+    assert code == 2 and "labelling.seed is 3, not 1" in err
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "message"),
+    [
+        (('"0.1 kcal/mol"', '"0.1 furlong"'), 2, "furlong"),
+        (('"0.1 kcal/mol"', "0"), 2, "energy_tolerance"),
+        (("pair.xyz", "absent.xyz"), 2, "no file"),
+        (('"lennard-jones"', '"unheard-of"'), 2, "unheard-of"),
+        (('"teacher:lennard-jones:0.0115:3.45"', '"oracle"'), 2, "oracle"),
+        (('file = "pair.xyz"', 'name = "H2O"'), 2, "does not know"),
+        (("steps = 100", "stepz = 100"), 2, "did you mean"),
+        (("[trust]", "[trust"), 2, "not valid TOML"),
+    ],
+)
+def test_wrong_settings_end_in_one_message(flywise, folder, tmp_path, change, code, message):
+    (folder / "bad.toml").write_text(SETTINGS.replace(*change))
+    found, _, err = flywise("run", "bad.toml", "--out", str(tmp_path / "D"))
+    assert found == code and message in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (("status", "nowhere"), 1, "holds no campaign"),
+        (("audit", "nowhere", "--every", "10"), 1, "holds no campaign"),
+        (("audit", "nowhere"), 2, "--every"),
+        (("run", "absent.toml", "--out", "D2"), 2, "no settings file"),
+        (("bench", "unheard-of"), 2, "no benchmark"),
+        (("dance",), 2, "dance"),
+    ],
+)
+def test_wrong_usage_is_explained(flywise, words, code, message):
+    found, _, err = flywise(*words)
+    assert found == code and message in err
+
+
+def test_models_are_listed(flywise):
+    code, out, _ = flywise("models", "--json")
+    assert code == 0 and "bundled" in json.loads(out)["models"]
+
+
+def test_the_help_needs_no_torch():
+    code = "import sys, app.__main__; print('torch' in sys.modules, 'panel' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.split() == ["False", "False"]
