@@ -25,13 +25,16 @@ from core.campaign.state import Query, State
 from core.errors import CampaignError, InputError
 from core.settings import Settings
 from core.structures import Structure
-from core.worker import WorkerHandle
+from core.worker import LOG, WorkerHandle
 
 FRESH_S = 0.04
 """Pages that ask again within this time are given the same glance."""
 
 ALIVE_S = 0.5
 """Time between two looks whether the worker lives."""
+
+MAX_STARTS = 3
+"""Workers started for one command; after that the log of the worker has the reason."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ class Glance:
         live: the newest frame of the dynamics, None before the first.
         alive: a worker holds the campaign. at: when this was read, seconds since 1970.
         label_s: mean cost of the labels so far; last_label: the newest. None before the first.
+        stuck: the worker's log, where no worker will start.
     """
 
     state: State
@@ -50,6 +54,7 @@ class Glance:
     at: float
     label_s: float | None = None
     last_label: store.LabelRow | None = None
+    stuck: Path | None = None
 
     @property
     def step(self) -> int:
@@ -98,6 +103,8 @@ class CampaignState:
         self._glance: Glance | None = None
         self._labels: tuple[int, float | None, store.LabelRow | None] = (0, None, None)
         self._alive = (0.0, False)
+        self._awaited: list[int] = []
+        self._starts = 0
 
     @property
     def structure(self) -> Structure:
@@ -118,6 +125,7 @@ class CampaignState:
 
     def _look(self) -> Glance:
         state = self.reader.state()
+        self._tend()
         learned = state.counts["trained"]
         if learned != self._labels[0]:
             rows = self.reader.labels()
@@ -125,7 +133,18 @@ class CampaignState:
             scored = [row for row in rows if row.predicted is not None]
             newest = max(scored, key=lambda row: row.at, default=None)
             self._labels = (learned, cost, newest)
-        return Glance(state, self.reader.live(), self._is_alive(), time.time(), *self._labels[1:])
+        log = self.directory / LOG if self._starts > MAX_STARTS else None
+        return Glance(
+            state, self.reader.live(), self._is_alive(), time.time(), *self._labels[1:], stuck=log
+        )
+
+    def _tend(self) -> None:
+        """Start another worker if the one a command was meant for left before it looked."""
+        self._awaited = [c for c in self._awaited if self.outcome(c) is None]
+        if self._awaited and not self._is_alive() and self._starts <= MAX_STARTS:
+            self._starts += 1
+            if self._starts <= MAX_STARTS:
+                self.wake()
 
     def _is_alive(self) -> bool:
         if time.monotonic() - self._alive[0] > ALIVE_S:
@@ -153,15 +172,18 @@ class CampaignState:
     def go(self) -> int:
         """Begin, or go on, with a worker to do it."""
         state = self.glance().state
-        command = self.post(ev.Start() if state.phase == "ready" else ev.Resume())
+        return self._await(ev.Start() if state.phase == "ready" else ev.Resume())
+
+    def _await(self, command: ev.Command) -> int:
+        number = self.post(command)
+        self._awaited.append(number)
+        self._starts = 0
         self.wake()
-        return command
+        return number
 
     def step_by(self, steps: int) -> int:
         """Run a few steps, then pause."""
-        command = self.post(ev.StepBy(steps=steps))
-        self.wake()
-        return command
+        return self._await(ev.StepBy(steps=steps))
 
 
 _open: dict[Path, CampaignState] = {}
@@ -222,6 +244,6 @@ def demo(name: str = "ethanol") -> CampaignState:
             found = campaign(directory)
         except CampaignError:  # written by another version: left alone
             continue
-        if found.glance().state.phase not in ("finished", "failed"):
+        if found.glance().state.phase != "finished":
             return found
     raise InputError(f"{folder} holds too many campaigns named {name}; remove some.")

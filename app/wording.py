@@ -100,6 +100,8 @@ def status(glance: Glance) -> Status:
     """Say what a campaign is doing."""
     state = glance.state
     reference = method(state.settings.labelling.reference)
+    if glance.stuck is not None and not glance.alive:
+        return Status("Engine does not start", f"The reason is in {glance.stuck}.", "bad")
     if glance.orphaned:
         return Status(
             "Engine stopped", "Nothing is lost. Press Start to go on from the last frame.", "bad"

@@ -53,7 +53,8 @@ dd small { color: var(--fw-muted); font-weight: 400; font-size: 13px; }
 """
 
 _BAR_CSS = """
-:host { position: absolute !important; left: 0; right: 0; bottom: 0; height: 3px; width: auto; }
+:host { position: absolute !important; left: 0; right: 0; bottom: 0; height: 3px; width: auto;
+  background: var(--fw-line); }
 .bar { height: 3px; background: var(--fw-accent); transition: width 0.3s linear; }
 """
 
@@ -76,12 +77,11 @@ class Controls(pn.viewable.Viewer):
             disable_elevation=True, on_click=self._toggle,
         )  # fmt: skip
         self._step = pmui.Button(
-            label="Step", icon="skip_next", variant="outlined", color="primary", margin=0, width=88,
-            description=f"Run {STEP} steps, then pause", on_click=self._step_on,
+            label=f"{STEP} steps", icon="skip_next", variant="outlined", color="primary", margin=0,
+            width=104, on_click=self._step_on,
         )  # fmt: skip
         self._stop = pmui.Button(
             label="Stop", icon="stop", variant="outlined", color="primary", margin=0, width=88,
-            description="End the run and free the machine; Start goes on from here",
             on_click=self._end,
         )  # fmt: skip
         buttons = pn.Row(
@@ -111,22 +111,19 @@ class Controls(pn.viewable.Viewer):
 
     def _enable(self, glance: Glance) -> None:
         phase = glance.state.phase
-        held = phase in ("ready", "paused") or glance.orphaned or glance.state.stopped
-        over = phase == "failed" or (phase == "finished" and not glance.state.stopped)
-        self._main.param.update(
-            label="Start" if held or over else "Pause",
-            icon="play_arrow" if held or over else "pause",
-            disabled=over,
-        )
+        still = phase in ("ready", "paused", "finished", "failed") or glance.orphaned
+        over = phase == "finished" and not glance.state.stopped
+        word = "Try again" if phase == "failed" else "Start" if still else "Pause"
+        self._main.param.update(label=word, icon="play_arrow" if still else "pause", disabled=over)
         self._step.disabled = phase not in ("ready", "paused", "running")
-        self._stop.disabled = over or glance.state.stopped or phase == "ready"
+        self._stop.disabled = phase in ("ready", "finished", "failed")
 
     def _toggle(self, _: object) -> None:
         glance = self._campaign.glance()
         phase = glance.state.phase
         if glance.orphaned:
             self._campaign.wake()
-        elif phase in ("ready", "paused", "finished"):
+        elif phase in ("ready", "paused", "finished", "failed"):
             self._posted(self._campaign.go())
         else:
             self._posted(self._campaign.post(ev.Pause()))

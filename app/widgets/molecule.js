@@ -8,6 +8,7 @@ const FORM = 1.18, BREAK = 1.32; // a bond forms below, breaks above this multip
 const CSS = `
 :host { display: block; position: relative; }
 .stage { position: absolute; inset: 0; overflow: hidden; border-radius: inherit; }
+@media (max-width: 620px) { .stage { bottom: 58px; } }
 .stage canvas { outline: none; display: block; }
 .overlay { position: absolute; font-size: 12px; line-height: 1.35; pointer-events: none; user-select: none; }
 .legend { left: 18px; bottom: 14px; width: 240px; }

@@ -1,0 +1,141 @@
+"""A small argon campaign, a page served on it in a process of its own, and a watched browser."""
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from ase.cluster import Icosahedron
+from ase.io import write
+from playwright.sync_api import Browser, Page, Route, sync_playwright
+
+from app import state
+from core import settings
+from core.worker import WorkerHandle
+
+FLAGS = [
+    "--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader",
+    "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+PATIENCE_S = 60
+"""Longest wait for something that takes a second on an idle machine."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    missing = pytest.mark.skip(
+        reason="no Chromium on this machine (chromium or google-chrome in PATH)"
+    )
+    for item in items:
+        if CHROMIUM is None and item.get_closest_marker("browser"):
+            item.add_marker(missing)
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+def argon_campaign(folder: Path, mode: str = "threshold") -> Path:
+    """Make a campaign of thirteen argon atoms, labelled by other Lennard-Jones parameters."""
+    file = folder / "argon.xyz"
+    write(file, Icosahedron("Ar", 2, latticeconstant=5.4), format="xyz")
+    given = settings.from_dict(
+        {
+            "structure": {"file": str(file)},
+            "potential": {"model": "lennard-jones"},
+            "dynamics": {"temperature_K": 20, "timestep_fs": 5, "steps": 100_000},
+            "trust": {"energy_tolerance": "0.2 kcal/mol", "force_tolerance": 0.02},
+            "labelling": {"reference": "teacher:lennard-jones:0.0110:3.36", "mode": mode},
+        }
+    )
+    state.create(folder / "argon", given)
+    return folder / "argon"
+
+
+@contextlib.contextmanager
+def served(directory: Path, home: Path, *command: str) -> Iterator[str]:
+    """Serve a page in a process of its own; yield its address; end it and the worker after."""
+    port, log = free_port(), home / "server.log"
+    line = command or ("-m", "app", "serve", str(directory), "--port", "{port}")
+    with open(log, "w") as out:
+        server = subprocess.Popen(
+            [sys.executable, *[part.format(port=port) for part in line]],
+            stdout=out, stderr=out, env={**os.environ, "FLYWISE_HOME": str(home)},
+        )  # fmt: skip
+        try:
+            yield answering(f"http://127.0.0.1:{port}", server, log)
+        finally:
+            server.terminate()
+            server.wait(20)
+            WorkerHandle(directory).kill()
+
+
+@pytest.fixture
+def argon(tmp_path: Path) -> Callable[..., Path]:
+    return lambda mode="threshold": argon_campaign(tmp_path, mode)
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Callable[..., str]]:
+    with contextlib.ExitStack() as ends:
+        yield lambda directory, *command: ends.enter_context(served(directory, tmp_path, *command))
+
+
+@pytest.fixture(scope="session")
+def ready(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a page on a campaign that nobody starts."""
+    folder = tmp_path_factory.mktemp("ready")
+    with served(argon_campaign(folder), folder) as address:
+        yield address
+
+
+def answering(address: str, server: subprocess.Popen, log: Path) -> str:
+    end = time.monotonic() + PATIENCE_S
+    while time.monotonic() < end and server.poll() is None:
+        with contextlib.suppress(OSError):
+            socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2])), 1).close()
+            return address
+        time.sleep(0.1)
+    pytest.fail(f"the server does not answer:\n{log.read_text()}")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture
+def watched(chromium: Browser, serve: Callable[..., str]) -> Iterator[Page]:
+    """A page that may reach this machine only, and whose console must stay free of errors."""
+    wrong: list[str] = []
+
+    def guard(route: Route) -> None:
+        if route.request.url.startswith(("http://127.0.0.1:", "data:", "blob:")):
+            route.continue_()
+        else:
+            wrong.append(f"asked for {route.request.url}")
+            route.abort()
+
+    page = chromium.new_page(viewport={"width": 1440, "height": 900})
+    page.route("**/*", guard)
+    page.on("console", lambda m: wrong.append(m.text) if m.type == "error" else None)
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.set_default_timeout(1000 * PATIENCE_S)
+    yield page
+    page.unroute_all(behavior="ignoreErrors")
+    page.close()
+    assert wrong == []

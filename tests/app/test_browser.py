@@ -1,0 +1,174 @@
+"""The page in a Chromium, each test on a campaign of its own. Non-local requests are blocked."""
+
+import io
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from playwright.sync_api import Page, expect
+
+from core.campaign.reader import CampaignReader
+from core.worker import WorkerHandle
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(240)]
+expect.set_options(timeout=60_000)
+
+
+def pixels(page: Page, part: str = ".stage") -> np.ndarray:
+    """What is drawn in a part of the page, (H, W, 3)."""
+    image = Image.open(io.BytesIO(page.locator(part).first.screenshot()))
+    return np.asarray(image.convert("RGB"), dtype=int)
+
+
+def drawn(picture: np.ndarray) -> float:
+    """The share of a picture that differs from its commonest colour."""
+    colors, counts = np.unique(picture.reshape(-1, 3), axis=0, return_counts=True)
+    background = colors[np.argmax(counts)]
+    return float((np.abs(picture - background).sum(axis=-1) > 30).mean())
+
+
+def wait_for(true: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+def opened(page: Page, address: str) -> Page:
+    page.goto(address)
+    expect(page.locator(".stage[data-engine]")).to_be_visible()
+    wait_for(lambda: int(page.locator(".stage").get_attribute("data-frames") or 0) > 0)
+    return page
+
+
+def button(page: Page, name: str):
+    return page.get_by_role("button").filter(has_text=re.compile(rf"{name}$"))
+
+
+def step(page: Page) -> int:
+    text = page.locator(".step dd").inner_text().split("/")[0]
+    return int("".join(c for c in text if c.isdigit()))
+
+
+def test_atoms_move_after_one_click_and_hold_when_told(watched, serve, argon):
+    page = opened(watched, serve(argon()))
+    expect(page.locator(".state")).to_contain_text("Ready")
+    assert page.locator(".stage").get_attribute("data-engine") == "ngl"
+    still = pixels(page)
+    assert drawn(still) > 0.05
+    button(page, "Start").click()
+    wait_for(lambda: np.abs(pixels(page) - still).max() > 60, 20)
+    expect(page.locator(".badge")).to_have_count(0)  # trusted after the first labels
+    button(page, "Pause").click()
+    expect(page.locator(".state")).to_contain_text("Paused")
+    before = step(page)
+    button(page, "10 steps").click()
+    wait_for(lambda: step(page) == before + 10)
+    button(page, "Stop").click()
+    expect(page.locator(".state")).to_contain_text("Stopped")
+    button(page, "Start").click()
+    wait_for(lambda: step(page) > before + 20)
+
+
+def test_flagged_frames_are_approved_rejected_and_taken_back(watched, serve, argon):
+    directory = argon("approve")
+    page = opened(watched, serve(directory))
+    button(page, "Start").click()
+    expect(page.locator(".badge")).to_have_text("UNTRUSTED")
+    button(page, "Approve all 8").click()
+    expect(page.locator(".decision h2")).to_contain_text("Frame at step")
+    expect(page.locator(".decision .over").first).to_be_visible()
+    button(page, "Reject").click()
+    expect(button(page, "Undo")).to_be_enabled()
+    with CampaignReader(directory) as reader:
+        wait_for(lambda: reader.state().counts["rejected"] == 1)
+        button(page, "Undo").click()
+        wait_for(lambda: reader.state().counts["rejected"] == 0)
+        button(page, "Approve").click()
+        wait_for(lambda: reader.state().counts["trained"] == 9)
+
+
+def test_a_tolerance_changed_on_the_page_reaches_the_campaign(watched, serve, argon):
+    directory = argon()
+    page = opened(watched, serve(directory))
+    page.get_by_label("Force ±, eV/Å").fill("0.05")
+    page.keyboard.press("Enter")
+    page.get_by_role("button", name="Ask me").click()
+    with CampaignReader(directory) as reader:
+        wait_for(lambda: reader.state().force_tolerance == 0.05)
+        wait_for(lambda: reader.state().mode == "approve")
+
+
+def test_a_killed_worker_is_shown_and_started_again(watched, serve, argon):
+    directory = argon()
+    page = opened(watched, serve(directory))
+    button(page, "Start").click()
+    wait_for(lambda: step(page) > 0)
+    WorkerHandle(directory).kill()
+    expect(page.locator(".state")).to_contain_text("Engine stopped")
+    before = step(page)
+    button(page, "Start").click()
+    wait_for(lambda: step(page) > before)
+
+
+def test_dark_mode_reaches_canvas_and_plots(watched, ready):
+    page = opened(watched, ready + "/?theme=dark")
+    for part in (".stage", ".traces", ".decision"):
+        wait_for(lambda part=part: np.median(pixels(page, part)) < 60)
+    page.get_by_role("button", name="Toggle theme").click()
+    for part in (".stage", ".traces", ".decision"):
+        wait_for(lambda part=part: np.median(pixels(page, part)) > 200)
+
+
+def test_a_phone_shows_everything_without_sideways_scrolling(watched, ready):
+    watched.set_viewport_size({"width": 390, "height": 844})
+    page = opened(watched, ready)
+    for part in (".controls", ".scene", ".decision", ".traces", ".tuning"):
+        box = page.locator(part).first.bounding_box()
+        assert box and box["x"] >= 0 and box["x"] + box["width"] <= 390
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_without_webgl_a_flat_picture_is_drawn(watched, ready):
+    watched.add_init_script(
+        "const get = HTMLCanvasElement.prototype.getContext;"
+        "HTMLCanvasElement.prototype.getContext = function (kind, ...rest) {"
+        " return kind.startsWith('webgl') ? null : get.call(this, kind, ...rest); };"
+    )
+    page = opened(watched, ready)
+    assert page.locator(".stage").get_attribute("data-engine") == "flat"
+    assert drawn(pixels(page)) > 0.05
+    expect(page.locator(".note")).to_contain_text("no WebGL")
+
+
+def test_panel_serve_shows_the_same_page(watched, serve, argon):
+    directory = argon()
+    root = str(Path(__file__).resolve().parents[2] / "app")
+    command = ("-m", "panel", "serve", root, "--port", "{port}", "--args", str(directory))
+    page = opened(watched, serve(directory, *command) + "/app")
+    expect(page.locator(".state")).to_contain_text("Ready")
+    assert drawn(pixels(page)) > 0.05
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_the_ethanol_demo_moves_within_ten_seconds(watched, serve, tmp_path):
+    from core.assets import asset
+    from core.errors import FlywiseError
+
+    try:
+        asset("models/bundled")
+    except FlywiseError:
+        pytest.skip("the bundled model is not there yet (assets/models/bundled)")
+    pytest.importorskip("tblite")
+    pytest.importorskip("rdkit")
+    directory = tmp_path / "campaigns" / "ethanol"
+    page = opened(watched, serve(directory, "-m", "app", "serve", "--port", "{port}"))
+    still = pixels(page)
+    button(page, "Start").click()
+    wait_for(lambda: np.abs(pixels(page) - still).max() > 60, 10)
+    expect(page.locator(".badge")).to_have_count(0)
