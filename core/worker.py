@@ -277,7 +277,7 @@ def run_inline(
     """Run a prepared campaign in this process; return its state when nothing moves any more.
 
     Starts or resumes it, and stops when it is finished, pauses, fails or waits for a person.
-    Ctrl-C pauses it.
+    Ctrl-C pauses it; a second one ends it at once.
 
     Args:
         until: stop earlier, when this is true of the state.
@@ -289,6 +289,8 @@ def run_inline(
         signals: list[bool] = []
 
         def interrupt() -> None:
+            if signals:
+                raise KeyboardInterrupt
             signals.append(True)
             runner.leave()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import resource
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -256,6 +257,7 @@ class Engine:
         self.learner.save(self.knowledge, self.directory / path)
         weights = self.potential.weights_hash()
         info = {name: _plain(value) for name, value in candidate.info.items()}
+        info["memory_MB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
         snapshot = Snapshot(
             id=number, at=time.time(), path=str(path), weights=weights,
             offset=self.knowledge.offset.value, offset_variance=self.knowledge.offset.variance,

@@ -92,12 +92,16 @@ class Learner:
         return knowledge.offset.value + float(getattr(knowledge.posterior, "bias", 0.0))
 
     def judge(self, knowledge: Knowledge, structure: Structure) -> Spread:
-        """Return the prediction with the offset added and its variance in `sigma_energy`."""
+        """Return the prediction with the offset added.
+
+        The offset's variance joins `sigma_energy`, unless the posterior has a bias that holds it.
+        """
         spread: Spread = self.posterior.spread(knowledge.posterior, structure)
-        if not knowledge.labels:
-            return spread
+        energy = spread.energy + knowledge.offset.value
+        if not knowledge.labels or _has_bias(knowledge.posterior):
+            return replace(spread, energy=energy)
         sigma = math.hypot(spread.sigma_energy, math.sqrt(knowledge.offset.variance))
-        return replace(spread, energy=spread.energy + knowledge.offset.value, sigma_energy=sigma)
+        return replace(spread, energy=energy, sigma_energy=sigma)
 
     def assess(self, knowledge: Knowledge, spread: Spread, state: State) -> Assessment:
         """Compare a judged frame with the tolerances in force."""
@@ -169,10 +173,10 @@ class Learner:
 
     def _refit(self, state: Any, labels: tuple[Labelled, ...], offset: Offset) -> Offset:
         """Refit the constant with the new weights, where the posterior has no bias of its own."""
+        if _has_bias(state):
+            return offset
         energies = self.potential.predict([lab.structure for lab in labels], forces=False).energies
-        bias = getattr(state, "bias", None)
-        left = constant_offset([lab.energy for lab in labels] - energies - (bias or 0.0))
-        return left if bias is None else replace(offset, variance=left.variance)
+        return constant_offset([lab.energy for lab in labels] - energies)
 
     def covariance(self, knowledge: Knowledge, structures: Sequence[Structure]) -> np.ndarray:
         """Return a kernel (S, S) between candidates, from the potential's invariant features."""
@@ -193,6 +197,10 @@ class Learner:
         """Read what `save` wrote; the calibration is left for the caller to put back."""
         state = self.posterior.restore(path, label_set(tuple(labels), offset))
         return Knowledge(state, offset, Calibration(), tuple(labels), snapshot)
+
+
+def _has_bias(posterior: Any) -> bool:
+    return hasattr(posterior, "bias")
 
 
 def label_set(labels: Sequence[Labelled], offset: Offset) -> LabelSet:

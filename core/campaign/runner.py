@@ -26,7 +26,9 @@ from core.structures import Structure
 
 POLL_S = 0.2
 """Seconds between looks at the command table while the dynamics run."""
-IDLE_S = 0.02
+IDLE_S = 0.05
+LABELLING_S = 0.005
+"""The same while nothing runs but labels, and while nothing runs at all."""
 
 Listener = Callable[[State, ev.Event], None]
 
@@ -89,7 +91,7 @@ class Runner:
             if self.state.phase == "running":
                 self._run_dynamics()
             else:
-                time.sleep(IDLE_S)
+                time.sleep(LABELLING_S if self.state.phase == "labelling" else IDLE_S)
         self.sync()
 
     def apply(self, event: ev.Event) -> None:

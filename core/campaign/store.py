@@ -296,7 +296,7 @@ def _frame_of(row: sqlite3.Row) -> Frame:
 
 def _label_of(row: sqlite3.Row) -> LabelRow:
     """Return the label of a row of `labels`."""
-    forces = np.frombuffer(row["forces"], dtype="<f8").reshape(-1, 3)
+    forces = np.frombuffer(row["forces"], dtype="<f8").reshape(-1, 3).copy()
     return LabelRow(**{**dict(row), "forces": forces})
 
 

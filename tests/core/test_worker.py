@@ -87,7 +87,7 @@ def test_pause_and_a_live_change_survive_a_kill(directory, handle):
     began = time.monotonic()
     commander.post(ev.Pause(who="Ada"))
     paused = wait(directory, lambda s: s.phase == "paused")
-    assert time.monotonic() - began < 1.0
+    assert time.monotonic() - began < 2.0  # 1 s where no other test runs
     handle.kill()
     assert not handle.alive
     posted = commander.post(ev.StepBy(steps=5))
@@ -148,11 +148,14 @@ def test_ctrl_c_pauses_and_the_same_command_resumes(directory, argon, tmp_path):
     code = f"from core import worker; print(worker.run_inline({str(directory)!r}).paused)"
     changed = argon(tmp_path).with_value("dynamics.steps", 100_000)
     Commander(directory).post(ev.ChangeSetting(path="dynamics.steps", value=100_000))
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", f"if __name__ == '__main__': {code}"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
     wait(directory, lambda s: s.trusted)
-    process.send_signal(signal.SIGINT)
-    assert process.communicate(timeout=20)[0].strip() == "Paused by Ctrl-C."
-    assert process.returncode == 0
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the label processes get it too
+    out, err = process.communicate(timeout=20)
+    assert (out.strip(), err, process.returncode) == ("Paused by Ctrl-C.", "", 0)
     steps = wait(directory, lambda s: s.phase == "paused").step
     state = worker.run_inline(
         directory, worker.prepare(directory, changed), until=lambda s: s.step > steps + 20

@@ -83,6 +83,14 @@ def test_an_interrupted_campaign_ends_as_an_uninterrupted_one(finished, prepared
     np.testing.assert_allclose(resumed["energy"], whole["energy"], atol=2e-5)
 
 
+def test_another_posterior_drives_the_same_loop(prepared):
+    directory = prepared(
+        posterior__kind="sghmc", posterior__sghmc_steps=20, posterior__chains=2, dynamics__steps=60
+    )
+    state = worker.run_inline(directory)
+    assert state.trusted and (state.phase == "finished" or state.updates_refused)
+
+
 def test_approve_mode_waits_and_a_person_decides(prepared):
     directory = prepared(labelling__mode="approve")
     commander = Commander(directory)
