@@ -35,4 +35,5 @@ def make(
         noise_energy=settings.noise_energy,
         noise_force=settings.noise_force,
         members=settings.members,
+        max_iterations=settings.iterations,
     )

@@ -1,11 +1,11 @@
 """The linearised posterior: closed-form uncertainty from the model's derivatives in its weights.
 
 Prior N(θ₀, s²) centred on the foundation's weights; labels are an energy and 3N force rows
-J = ∂(E, F)/∂θ with Gaussian noise. With K = s² J Jᵀ + Σ the posterior covariance of θ is
+J = ∂(E, F)/∂θ with Gaussian noise Σ. With K = s² J Jᵀ + Σ the posterior covariance of θ is
 C = s² (1 - s² Jᵀ K⁻¹ J): the joint energy-force neural tangent kernel. Rows are taken at the
-weights of the moment and kept; the mean moves by damped Gauss-Newton steps on the *exact*
-residuals (an iterated extended Kalman filter), so the model itself is never linearised for
-predictions. A constant energy bias of wide prior is one more parameter.
+weights of the moment and kept. The mean moves by damped quasi-Newton steps with *exact* gradients
+of the log posterior, so predictions are never linearised. A constant energy bias of wide prior is
+one more parameter.
 """
 
 from __future__ import annotations
@@ -19,6 +19,13 @@ import torch
 
 from core.contracts import Info, LabelSet, Potential, Spread
 from core.structures import Structure
+from core.training import Dataset
+
+MAX_DAMPING = 1e8
+COLUMNS = 8192
+"""Columns of the rows converted to double precision at once."""
+CHUNK = 16
+"""Structures whose gradient is taken at once."""
 
 FORCE_MEMBERS = 8
 """Members whose forces are evaluated; energies use all of them."""
@@ -33,7 +40,7 @@ class State:
         rows: (R, P + 1) rows of all labels, last column the bias in units of s.
         gram: (R, R) J Jᵀ, float64. noise: (R,) standard deviations, eV and eV/Å.
         factor: (R, R) Cholesky factor of K/s². directions: (M, P + 1) posterior samples of θ - θ*.
-        n_labels: labels taken in.
+        damping: μ of the last Levenberg-Marquardt step. n_labels: labels taken in.
     """
 
     theta: torch.Tensor
@@ -43,6 +50,7 @@ class State:
     noise: torch.Tensor
     factor: torch.Tensor
     directions: torch.Tensor
+    damping: float
     n_labels: int = 0
 
 
@@ -51,7 +59,9 @@ class Linearised:
 
     Args:
         prior_std: s of every weight. noise_energy, noise_force: label noise (eV, eV/Å), model
-            discrepancy included. bias_std: prior spread of the energy bias, eV.
+            discrepancy included. bias_std: prior spread of the energy bias, eV. max_iterations:
+            quasi-Newton steps for each update, fewer once a step gains less than `stop_gain` of
+            log posterior per label.
     """
 
     def __init__(
@@ -63,12 +73,13 @@ class Linearised:
         noise_force: float,
         members: int = 32,
         bias_std: float = 0.5,
-        max_iterations: int = 3,
+        max_iterations: int = 6,
+        stop_gain: float = 0.05,
     ) -> None:
         self.potential = potential
         self.prior_std, self.noise_energy, self.noise_force = prior_std, noise_energy, noise_force
         self.members_count, self.bias_std = members, bias_std
-        self.max_iterations = max_iterations
+        self.max_iterations, self.stop_gain = max_iterations, stop_gain
         self.prior_theta = potential.get_theta()
         self._buffer = torch.empty(0, potential.n_parameters + 1, dtype=potential.dtype)
 
@@ -85,6 +96,7 @@ class Linearised:
             noise=torch.zeros(0, dtype=torch.float64),
             factor=empty,
             directions=self._buffer[:0],
+            damping=10 / self.prior_std**2,
         )
         return replace(state, directions=self._draw(state, rng))
 
@@ -95,7 +107,7 @@ class Linearised:
         self.activate(state)
         new = range(state.n_labels, len(labels))
         state = self._append(state, [labels.structures[i] for i in new])
-        state, iterations, objective = self._fit(state, labels, list(new))
+        state, iterations, objective = self._fit(state, labels)
         state = replace(state, directions=self._draw(state, rng), n_labels=len(labels))
         moved = float((state.theta - self.prior_theta).norm())
         return state, Info({"iterations": iterations, "objective": objective, "moved": moved})
@@ -159,7 +171,10 @@ class Linearised:
 
     @staticmethod
     def _extend_gram(gram: torch.Tensor, rows: torch.Tensor, start: int) -> torch.Tensor:
-        fresh = (rows @ rows[start:].T).double()
+        fresh = torch.zeros(len(rows), len(rows) - start, dtype=torch.float64)
+        for columns in rows.split(COLUMNS, dim=1):  # single precision would drown the noise
+            wide = columns.double()
+            fresh += wide @ wide[start:].T
         out = torch.empty(len(rows), len(rows), dtype=torch.float64)
         out[:start, :start] = gram
         out[:, start:] = fresh
@@ -169,51 +184,40 @@ class Linearised:
 
     # ------------------------------------------------------------------ mean
 
-    def residuals(self, state: State, labels: LabelSet, indices: list[int]) -> torch.Tensor:
-        """Return (E, F)_label - (E, F)_model at the active weights for `indices`, (ΣR_i,)."""
-        structures = [labels.structures[i] for i in indices]
-        prediction = self.potential.predict(structures)
+    def residuals(self, state: State, labels: LabelSet) -> torch.Tensor:
+        """Return (E, F)_label - (E, F)_model at the active weights, (R,), label by label."""
+        prediction = self.potential.predict(labels.structures)
         assert prediction.forces is not None
-        parts = [
-            np.concatenate(
-                [[labels.energies[i] - energy - state.bias], (labels.forces[i] - force).ravel()]
-            )
-            for i, energy, force in zip(
-                indices, prediction.energies, prediction.forces, strict=True
-            )
-        ]
+        parts = []
+        for i, force in enumerate(prediction.forces):
+            energy = labels.energies[i] - prediction.energies[i] - state.bias
+            parts += [[energy], (labels.forces[i] - force).ravel()]
         return torch.as_tensor(np.concatenate(parts))
 
-    def _fit(self, state: State, labels: LabelSet, new: list[int]) -> tuple[State, int, float]:
-        """Damped Gauss-Newton: every step uses exact residuals of all labels and kept rows."""
-        everything = list(range(len(labels)))
-        residual = self.residuals(state, labels, everything)
-        best = self._objective(state, residual)
-        iterations = 0
-        for _ in range(self.max_iterations):
-            step = self._step(state, residual)
-            improved = False
-            for damping in (1.0, 0.5, 0.2):
-                trial = replace(
-                    state,
-                    theta=state.theta + damping * step[:-1],
-                    bias=state.bias + damping * float(step[-1]) * self._bias_unit,
-                )
-                self.activate(trial)
-                trial_residual = self.residuals(trial, labels, everything)
-                value = self._objective(trial, trial_residual)
-                if value < best:
-                    improved = True
-                    break
-            iterations += 1
-            if not improved:
+    def _fit(self, state: State, labels: LabelSet) -> tuple[State, int, float]:
+        """Levenberg-Marquardt: exact gradients, curvature from the kept rows, adaptive damping."""
+        data = Dataset(self.potential, labels)
+        best = self._objective(state, self.residuals(state, labels))
+        gradient, enough, tries = self._gradient(state, data), self.stop_gain * len(labels), 0
+        while tries < self.max_iterations:
+            tries += 1
+            trial = self._moved(state, self._newton(state, gradient))
+            self.activate(trial)
+            value = self._objective(trial, self.residuals(trial, labels))
+            if not value < best:  # also where a wild step gives NaN
+                state = replace(state, damping=min(10 * state.damping, MAX_DAMPING))
                 self.activate(state)
-                break
+                continue
             gain, best = best - value, value
-            state, residual = trial, trial_residual
-            if gain < 0.01 * best + 0.5:
+            state = replace(trial, damping=max(trial.damping / 4, self.prior_std**-2))
+            if gain < enough:
                 break
-        return state, iterations, best
+            gradient = self._gradient(state, data)
+        return state, tries, best
+
+    def _moved(self, state: State, step: torch.Tensor) -> State:
+        bias = state.bias + float(step[-1]) * self._bias_unit
+        return replace(state, theta=state.theta + step[:-1], bias=bias)
 
     def _objective(self, state: State, residual: torch.Tensor) -> float:
         """½ Σ (r/σ)² + ½ |θ - θ₀|²/s² + ½ bias²/bias_std²."""
@@ -221,16 +225,31 @@ class Linearised:
         data = float((residual / state.noise).pow(2).sum())
         return 0.5 * (data + prior + (state.bias / self.bias_std) ** 2)
 
+    def _gradient(self, state: State, data: Dataset) -> torch.Tensor:
+        """Return the objective's gradient in (θ, bias/unit), (P + 1,)."""
+        total = self._deviation(state) / self.prior_std**2
+        for start in range(0, len(data), CHUNK):
+            example = data.example(range(start, min(start + CHUNK, len(data))))
+            energy, forces = self.potential.energy_and_forces(example.graphs, create_graph=True)
+            residual = energy + state.bias - example.energies
+            loss = 0.5 * (residual / self.noise_energy).pow(2).sum()
+            loss = loss + 0.5 * ((forces - example.forces) / self.noise_force).pow(2).sum()
+            parts = torch.autograd.grad(loss, self.potential.parameters(), materialize_grads=True)
+            total[:-1] += torch.cat([g.reshape(-1) for g in parts])
+            total[-1] += residual.detach().sum() / self.noise_energy**2 * self._bias_unit
+        return total
+
+    def _newton(self, state: State, gradient: torch.Tensor) -> torch.Tensor:
+        """Return -(Jᵀ Σ⁻¹ J + μ)⁻¹ g = -(1/μ) (g - Jᵀ (JJᵀ + μ Σ)⁻¹ J g)."""
+        scaled = state.gram + torch.diag(state.damping * state.noise**2)
+        factor = torch.linalg.cholesky(scaled)
+        weights = torch.cholesky_solve((state.rows @ gradient).double()[:, None], factor)
+        projected = gradient - state.rows.T @ weights[:, 0].to(gradient.dtype)
+        return projected / -state.damping
+
     def _deviation(self, state: State) -> torch.Tensor:
         bias = torch.tensor([state.bias / self._bias_unit], dtype=state.theta.dtype)
         return torch.cat([state.theta - self.prior_theta, bias])
-
-    def _step(self, state: State, residual: torch.Tensor) -> torch.Tensor:
-        """Return the full Gauss-Newton step θ₀ + Jᵀ(JJᵀ + Σ/s²)⁻¹(r + J(θ - θ₀)) - θ."""
-        deviation = self._deviation(state)
-        target = residual + (state.rows @ deviation).double()
-        weights = torch.cholesky_solve(target[:, None], state.factor)[:, 0]
-        return state.rows.T @ weights.to(state.rows.dtype) - deviation
 
     # ------------------------------------------------------------------ uncertainty
 
@@ -256,7 +275,7 @@ class Linearised:
             max|ΔF| / max σ_F (S,).
         """
         self.activate(state)
-        residual = self.residuals(state, labels, list(range(len(labels))))
+        residual = self.residuals(state, labels)
         target = residual + (state.rows @ self._deviation(state)).double()
         inverse = torch.cholesky_inverse(state.factor)
         weights = inverse @ target
