@@ -64,6 +64,7 @@ def new_potential(frames: list[Sample], channels: int, cutoff: float, seed: int)
         ELEMENTS,
         isolated_energies(frames),
         channels=channels,
+        max_ell=2,
         cutoff=cutoff,
         avg_num_neighbors=float(np.mean(neighbours)),
         scale=float(np.sqrt((np.clip(forces, -10, 10) ** 2).mean())),
@@ -75,7 +76,7 @@ def main() -> None:
     """Parse the command line, train or export."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=60.0)
-    parser.add_argument("--channels", type=int, default=48)
+    parser.add_argument("--channels", type=int, default=64)
     parser.add_argument("--cutoff", type=float, default=4.5)
     parser.add_argument("--rate", type=float, default=5e-3)
     parser.add_argument("--threads", type=int, default=2)
