@@ -157,6 +157,7 @@ def bench(
     if name not in known:
         listed = ", ".join(known) or "none: benchmarks come with the repository, not the package"
         raise InputError(f"There is no benchmark {name!r}; accepted: {listed}.")
+    sys.path.insert(0, str(folder))
     sys.argv = [str(folder / f"bench_{name}.py"), *context.args]
     runpy.run_path(sys.argv[0], run_name="__main__")
 

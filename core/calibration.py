@@ -16,6 +16,8 @@ from scipy import stats
 PRIOR_SHAPE = 1.5
 PRIOR_RATE = 10.0
 """λ ~ Gamma(shape, rate), e = λ^(-1/2) σ z: as published (arXiv 2507.13805)."""
+NEUTRAL_RATE = PRIOR_SHAPE
+"""Rate of a prior that expects σ to be right, for posteriors tested by leaving labels out."""
 
 
 @dataclass(frozen=True)

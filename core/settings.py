@@ -167,6 +167,10 @@ class LabellingSettings(_Section):
     batch_size: int = Field(
         8, ge=1, le=1000, description="Frames proposed at once.", json_schema_extra=_live()
     )
+    every: int = Field(
+        0, ge=0,
+        description="Label every Nth step instead of where the model is unsure (0: where unsure).",
+    )  # fmt: skip
     time_limit_s: float = Field(
         600.0, gt=0, description="A label that takes longer is cancelled.",
         json_schema_extra=_live(unit="s"),

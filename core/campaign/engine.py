@@ -128,7 +128,7 @@ class Engine:
         spread = self.learner.judge(knowledge, d.structure)
         seen = self.learner.assess(knowledge, spread, state)
         self.judged = (spread, seen)
-        reasons = seen.reasons if state.trusted else ("initial",)
+        reasons = _reasons(state, seen, d.step)
         kind = "untrusted" if not state.trusted else "flagged" if reasons else "trusted"
         sigma_force = float(spread.sigma_forces.max())
         frame = Frame(
@@ -323,3 +323,13 @@ def _plain(value: object) -> object:
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
     return float(value) if np.ndim(value) == 0 else np.asarray(value, dtype=float).tolist()  # type: ignore[arg-type]
+
+
+def _reasons(state: State, seen: Assessment, step: int) -> tuple[str, ...]:
+    """Return why the frame at `step` deserves a label; empty where it does not."""
+    if not state.trusted:
+        return ("initial",)
+    every = state.settings.labelling.every
+    if every:
+        return ("periodic",) if step % every == 0 else ()
+    return seen.reasons

@@ -131,7 +131,7 @@ class WorkerFailed(Fact):
 class FrameChecked(Fact):
     """The dynamics reached `step` and the frame was judged; σ in eV and eV/Å.
 
-    `reasons` is empty for a trusted frame; else any of "initial", "energy", "force".
+    `reasons` is empty for a trusted frame; else any of "initial", "energy", "force", "periodic".
     """
 
     frame_id: int

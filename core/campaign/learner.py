@@ -14,7 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from core.calibration import Assessment, Calibration, EnergyCalibration, ForceCalibration
+from core.calibration import (
+    NEUTRAL_RATE,
+    Assessment,
+    Calibration,
+    EnergyCalibration,
+    ForceCalibration,
+)
 from core.campaign.state import State
 from core.contracts import Info, LabelSet, Potential, Spread
 from core.finetuning.e0 import Offset, constant_offset
@@ -124,6 +130,7 @@ class Learner:
         scores: tuple[Score, ...] = ()
         calibration = Calibration()
         if left_out is not None:
+            calibration = Calibration(EnergyCalibration(rate=NEUTRAL_RATE))
             errors, z, ratios = (np.asarray(a, dtype=float) for a in left_out)
             scores = tuple(
                 Score(lab.query_id, lab.energy - float(e), float(s), float(r))

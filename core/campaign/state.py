@@ -31,7 +31,7 @@ class Query:
 
     Attributes:
         frame_id: row of the frame in the store. key: content hash of its structure.
-        reasons: any of "initial", "energy", "force".
+        reasons: any of "initial", "energy", "force", "periodic".
         sigma_energy, energy_bound: eV. sigma_force, force_bound: largest atom, eV/Å.
         energy_tolerance, force_tolerance: in force when the frame was flagged.
         snapshot: number of the weights that judged it.
