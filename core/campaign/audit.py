@@ -67,6 +67,7 @@ class Audit:
         force_within_tolerance, force_mean_max_error: of the largest atomic force error.
         both_within_tolerance: fraction with energy and force within tolerance.
         failed: frames the reference could not compute.
+        errors_eV: of the energy of each frame, in order of their steps.
     """
 
     frames: int
@@ -87,6 +88,7 @@ class Audit:
     labels: int
     steps: int
     labels_per_step: float
+    errors_eV: tuple[float, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -292,4 +294,5 @@ def summarise(
         labels=state.n_labels,
         steps=state.step,
         labels_per_step=state.n_labels / state.step if state.step else float("nan"),
+        errors_eV=tuple(float(e) for e in errors.energy),
     )

@@ -1,0 +1,156 @@
+"""Was the promise kept? Whole campaigns without a screen, audited every tenth step.
+
+    flywise bench campaign                 all cells that are missing, then the tables
+    flywise bench campaign --only ethanol-300K
+
+Each cell is one campaign: `flywise run` on the settings below, then `flywise audit --every 10`.
+The baseline labels every nth step with the same posterior, start of trust and tolerances.
+Cells are stored under `results/campaign`; a run that is interrupted goes on with the next one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import RESULTS, cell, context, machine, table
+
+from core.campaign.audit import block_bootstrap
+from core.campaign.events import Updated
+from core.campaign.reader import CampaignReader
+from core.units import KCAL_PER_MOL
+
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "ethanol.toml"
+SEEDS = (1, 2, 3)
+SYSTEMS = {
+    "ethanol-300K": {},
+    "ethanol-500K": {"temperature_K = 300": "temperature_K = 500"},
+    "glycolaldehyde-300K": {
+        'smiles = "CCO"': 'smiles = "OCC=O"',
+        'energy_tolerance = "0.5 kcal/mol"': "",  # the default, 0.5 kcal/mol √(N/9)
+    },
+}
+PERIODS = (200, 100, 50)
+
+
+def settings_text(system: str, every: int) -> str:
+    """Return the example's settings with the system's changes and the labelling period."""
+    text = EXAMPLE.read_text(encoding="utf-8")
+    for old, new in SYSTEMS[system].items():
+        if old not in text:
+            raise ValueError(f"{EXAMPLE.name} has no line {old!r}")
+        text = text.replace(old, new)
+    return text.replace("[labelling]", f"[labelling]\nevery = {every}")
+
+
+def campaign(system: str, seed: int, every: int) -> dict[str, Any]:
+    """Run and audit one campaign; return the figures of both and of every intervention."""
+    with tempfile.TemporaryDirectory() as folder:
+        settings, out = Path(folder) / "settings.toml", Path(folder) / "out"
+        settings.write_text(settings_text(system, every), encoding="utf-8")
+        began = time.perf_counter()
+        run = _flywise("run", str(settings), "--out", str(out), "--seed", str(seed))
+        wall = time.perf_counter() - began
+        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+        report = _flywise("audit", str(out), "--every", "10")
+        return {
+            "system": system, "seed": seed, "every": every, "run": run, "audit": report,
+            "wall_with_start_s": wall, "peak_MB": peak, "updates": _updates(out),
+        }  # fmt: skip
+
+
+def _updates(out: Path) -> list[dict[str, Any]]:
+    """Return labels so far, seconds and memory of every update after the first."""
+    with CampaignReader(out) as reader:
+        found = [e for _, e in reader.events_since(0) if isinstance(e, Updated)][1:]
+    return [{"labels": e.n_labels, "seconds": e.seconds, **e.info} for e in found]
+
+
+def _flywise(*arguments: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", "app", *arguments, "--json"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def pooled(cells: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the audit's figures over all seeds of one system."""
+    frames = np.array([c["audit"]["frames"] for c in cells])
+    share = frames / frames.sum()
+
+    def mean(key: str) -> float:
+        return float(sum(w * c["audit"][key] for w, c in zip(share, cells, strict=True)))
+
+    def rms(key: str) -> float:
+        return float(
+            np.sqrt(sum(w * c["audit"][key] ** 2 for w, c in zip(share, cells, strict=True)))
+        )
+
+    return {
+        "frames": int(frames.sum()),
+        "within": mean("within_tolerance"),
+        "force_within": mean("force_within_tolerance"),
+        "rmse_kcal": rms("rmse_eV") / KCAL_PER_MOL,
+        "untuned_kcal": rms("rmse_untuned_eV") / KCAL_PER_MOL,
+        "labels_per_step": float(np.mean([c["audit"]["labels_per_step"] for c in cells])),
+        "wall_s": max(c["wall_with_start_s"] for c in cells),
+    }
+
+
+def interval(cells: list[dict[str, Any]]) -> tuple[float, float]:
+    """Return the 95 % block-bootstrap interval of the pooled fraction within tolerance."""
+    good = [np.abs(c["audit"]["errors_eV"]) < c["audit"]["tolerance_eV"] for c in cells]
+    block = max(c["audit"]["block_length"] for c in cells)
+    return block_bootstrap(np.concatenate(good), block=block)
+
+
+def main() -> dict[str, Any]:
+    """Measure what is missing and print the tables."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--only", choices=list(SYSTEMS), default=None)
+    parser.add_argument("--no-baseline", action="store_true")
+    arguments = parser.parse_args()
+    systems = [arguments.only] if arguments.only else list(SYSTEMS)
+    rows = []
+    for system in systems:
+        cells = [_cell(system, seed, 0) for seed in SEEDS]
+        rows.append(_row(f"{system}, where unsure", cells))
+        if system == "ethanol-300K" and not arguments.no_baseline:
+            rows += [_row(f"{system}, every {n} steps", [_cell(system, 1, n)]) for n in PERIODS]
+    columns = (
+        "campaigns", "frames", "within ε, %", "95 % interval", "RMSE, kcal/mol", "untuned",
+        "largest force within, %", "labels, % of steps", "longest, s",
+        "intervention, s (median, worst)",
+    )  # fmt: skip
+    print(table("Campaigns of 5,000 steps, target GFN2-xTB, audited every 10 steps", columns, rows))
+    about = context(seeds=str(SEEDS))
+    print(machine(about))
+    return {"context": about, "rows": rows}
+
+
+def _cell(system: str, seed: int, every: int) -> dict[str, Any]:
+    name = f"{system}-seed{seed}" + (f"-every{every}" if every else "")
+    return cell("campaign", name, lambda: campaign(system, seed, every))
+
+
+def _row(name: str, cells: list[dict[str, Any]]) -> list[Any]:
+    p, (low, high) = pooled(cells), interval(cells)
+    seconds = np.array([u["seconds"] for c in cells for u in c["updates"]])
+    return [
+        name, p["frames"], f"{100 * p['within']:.1f}", f"{100 * low:.1f}–{100 * high:.1f}",
+        p["rmse_kcal"], p["untuned_kcal"], f"{100 * p['force_within']:.1f}",
+        f"{100 * p['labels_per_step']:.2f}", f"{p['wall_s']:.0f}",
+        f"{np.median(seconds):.1f}, {seconds.max():.1f}",
+    ]  # fmt: skip
+
+
+if __name__ == "__main__":
+    RESULTS.mkdir(exist_ok=True)
+    main()
