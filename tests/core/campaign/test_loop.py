@@ -193,6 +193,18 @@ def test_a_failed_label_does_not_stop_a_threshold_campaign(trusted):
     assert drive(ev.Retry(ids=(4,))).query(4).status == "approved"
 
 
+def test_a_label_that_arrives_ends_the_row_of_failures(trusted):
+    drive = trusted()
+    for i in (4, 5, 6, 7, 8):
+        drive.check("energy")
+        if i == 6:
+            drive.label(i)
+            drive.update()
+        else:
+            drive(ev.LabelFailed(query_id=i, failure="timeout"))
+    assert drive.state.phase == "running"
+
+
 def test_a_failed_label_waits_for_a_person_in_approve_mode(trusted):
     drive = trusted("approve")
     drive.check("energy")
@@ -211,6 +223,13 @@ def test_broken_dynamics_rewind_and_pause_in_the_end(trusted):
     assert "too hot" in state.paused and state.steps_run == 40 + 3 * 6
 
 
+def test_a_break_between_two_checks_goes_back_to_the_last_trusted_frame(trusted):
+    drive = trusted()
+    drive.check()
+    drive(ev.StepBy(steps=5), ev.StepsDone(step=45), ev.Resume(), ev.Broken(step=47, reason="x"))
+    assert drive.state.step == 40 and drive.state.steps_run == 47
+
+
 def test_passing_the_broken_place_resets_the_attempts(trusted):
     drive = trusted()
     drive(ev.Broken(step=35, reason="x"))
@@ -227,6 +246,16 @@ def test_refused_weights_leave_the_old_ones_and_pause_if_repeated(trusted):
         state = drive(ev.UpdateRefused(reason="drift"))
         assert state.snapshot == 1 and state.query(i).status == "labelled"
     assert state.phase == "paused" and "drift" in state.paused and state.updates_refused == 3
+
+
+def test_a_refused_first_update_is_tried_again_on_resume(drive):
+    drive(ev.Start())
+    for _ in range(3):
+        drive.check("initial")
+    drive.label(1, 2, 3)
+    assert drive(ev.UpdateRefused(reason="drift")).phase == "paused"
+    assert drive(ev.Resume()).phase == "updating"
+    assert drive.requests == (loop.UpdateModel(first=True),)
 
 
 def test_going_back_to_the_last_trusted_frame(trusted):
@@ -263,6 +292,21 @@ def test_the_label_budget_pauses_and_can_be_raised(trusted):
     assert drive.check("energy").phase == "paused" and "max_labels" in drive.state.paused
     drive(ev.ChangeSetting(path="labelling.max_labels", value=5))
     assert drive(ev.Resume()).phase == "labelling"
+
+
+def test_a_person_cannot_exceed_the_label_budget(trusted):
+    drive = trusted("approve", labelling__max_labels=3)
+    drive.check("energy")
+    with pytest.raises(CommandRefusedError, match="max_labels"):
+        drive(ev.Approve(ids=(4,)))
+
+
+def test_a_frame_decided_during_the_selection_is_not_proposed(trusted):
+    drive = trusted("batch", labelling__batch_size=2)
+    for _ in range(4):
+        drive.check("energy")
+    drive(ev.Reject(ids=(4,)))
+    assert drive(ev.BatchProposed(ids=(4, 6))).proposal == (6,)
 
 
 def test_the_end_and_more_steps(trusted):
