@@ -6,6 +6,7 @@ runs this file once per page.
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import sys
@@ -15,6 +16,8 @@ from typing import Any
 
 import panel as pn
 import panel_material_ui as pmui
+from tornado.iostream import StreamClosedError
+from tornado.websocket import WebSocketClosedError
 
 from app import theme, wording
 from app.state import CampaignState, campaign
@@ -204,7 +207,17 @@ def free_port(port: int) -> int:
         return int(probe.getsockname()[1])
 
 
+class _PageLeft(logging.Filter):
+    """Keeps quiet about a page that was closed while it was being written to."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        return not isinstance(error, (WebSocketClosedError, StreamClosedError))
+
+
 def _extension() -> None:
+    logging.getLogger("asyncio").addFilter(_PageLeft())
+    logging.getLogger("bokeh.server.views.ws").setLevel(logging.ERROR)
     pn.extension(reconnect=True, notifications=True)
 
 

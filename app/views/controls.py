@@ -144,7 +144,7 @@ def _figures(glance: Glance) -> str:
     rows = {
         "step": ("Step", f"{done} <small>/ {total}</small>"),
         "speed": ("Speed", f"{speed} <small>steps/s</small>"),
-        "age": ("Last frame", wording.age(glance.age)),
+        "age": ("Last frame", wording.age(glance.age if state.started else None)),
         "labels": ("Labels bought", f"{bought}{share}"),
         "left": ("Time left", wording.duration(glance.seconds_left)),
     }  # fmt: skip

@@ -199,6 +199,7 @@ function solidScene(NGL, holder) {
       m.set(v[0], v[1], v[2], 0, v[3], v[4], v[5], 0, v[6], v[7], v[8], 0, 0, 0, 0, 1);
       stage.autoView();
       stage.viewerControls.rotate(new NGL.Quaternion().setFromRotationMatrix(m));
+      stage.viewerControls.zoom(-0.25); // room to move and to stretch
     },
     project(p) {
       const at = stage.viewerControls.getPositionOnCanvas(new NGL.Vector3(p[0], p[1], p[2]));

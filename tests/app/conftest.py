@@ -48,7 +48,7 @@ def chromium() -> Iterator[Browser]:
         browser.close()
 
 
-def argon_campaign(folder: Path, mode: str = "threshold") -> Path:
+def argon_campaign(folder: Path, mode: str = "threshold", energy: str = "0.2 kcal/mol") -> Path:
     """Make a campaign of thirteen argon atoms, labelled by other Lennard-Jones parameters."""
     file = folder / "argon.xyz"
     write(file, Icosahedron("Ar", 2, latticeconstant=5.4), format="xyz")
@@ -57,7 +57,7 @@ def argon_campaign(folder: Path, mode: str = "threshold") -> Path:
             "structure": {"file": str(file)},
             "potential": {"model": "lennard-jones"},
             "dynamics": {"temperature_K": 20, "timestep_fs": 5, "steps": 100_000},
-            "trust": {"energy_tolerance": "0.2 kcal/mol", "force_tolerance": 0.02},
+            "trust": {"energy_tolerance": energy, "force_tolerance": 0.02},
             "labelling": {"reference": "teacher:lennard-jones:0.0110:3.36", "mode": mode},
         }
     )
@@ -85,7 +85,7 @@ def served(directory: Path, home: Path, *command: str) -> Iterator[str]:
 
 @pytest.fixture
 def argon(tmp_path: Path) -> Callable[..., Path]:
-    return lambda mode="threshold": argon_campaign(tmp_path, mode)
+    return lambda *given: argon_campaign(tmp_path, *given)
 
 
 @pytest.fixture

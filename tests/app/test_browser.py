@@ -75,7 +75,7 @@ def test_atoms_move_after_one_click_and_hold_when_told(watched, serve, argon):
 
 
 def test_flagged_frames_are_approved_rejected_and_taken_back(watched, serve, argon):
-    directory = argon("approve")
+    directory = argon("approve", "0.02 kcal/mol")
     page = opened(watched, serve(directory))
     button(page, "Start").click()
     expect(page.locator(".badge")).to_have_text("UNTRUSTED")
@@ -143,6 +143,22 @@ def test_without_webgl_a_flat_picture_is_drawn(watched, ready):
     assert page.locator(".stage").get_attribute("data-engine") == "flat"
     assert drawn(pixels(page)) > 0.05
     expect(page.locator(".note")).to_contain_text("no WebGL")
+
+
+def test_a_drag_turns_the_molecule_and_the_pointer_names_an_atom(watched, ready):
+    page = opened(watched, ready)
+    box = page.locator(".stage").bounding_box()
+    assert box
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(x, y)  # the atom in the middle of the cluster
+    expect(page.locator(".tip")).to_contain_text("Ar")
+    before = pixels(page)
+    page.mouse.down()
+    page.mouse.move(x + 150, y + 60, steps=5)
+    page.mouse.up()
+    page.mouse.move(box["x"] + 5, box["y"] + box["height"] / 2)
+    expect(page.locator(".tip")).to_be_hidden()
+    wait_for(lambda: (np.abs(pixels(page) - before).max(axis=-1) > 60).mean() > 0.02)
 
 
 def test_panel_serve_shows_the_same_page(watched, serve, argon):
