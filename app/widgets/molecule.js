@@ -61,7 +61,7 @@ function placed(positions, cell) {
   if (cell.length === 9) {
     const back = inverse(cell), half = [0, 1, 2].map((c) => (cell[c] + cell[3 + c] + cell[6 + c]) / 2);
     for (let i = 0; i < n; i++) {
-      const s = times(positions.subarray(3 * i, 3 * i + 3), back).map((v) => v - Math.floor(v));
+      const s = times(positions.subarray(3 * i, 3 * i + 3), back).map((v) => v - Math.floor(v + 0.06)); // atoms on a face do not jump
       times(s, cell).forEach((v, c) => { out[3 * i + c] = v - half[c]; });
     }
     return out;

@@ -39,6 +39,9 @@ def engine_file() -> Path:
     )
 
 
+TILTED = (0.966, 0.0, -0.259, 0.067, 0.966, 0.25, 0.25, -0.259, 0.933)
+"""First orientation of a crystal: its axes, turned by 15° twice."""
+
 extension_dirs[_ROUTE] = engine_file().parent  # served by any Bokeh server, `panel serve` too
 
 
@@ -90,7 +93,7 @@ class Molecule(JSComponent):
             radii=[float(ase.data.covalent_radii[z]) for z in numbers],
             element_colors=[[float(c) for c in element_color(z)] for z in numbers],
             cell=[] if cell is None else np.asarray(cell, float).ravel().tolist(),
-            view=principal_view(positions),
+            view=principal_view(positions) if cell is None else list(TILTED),
             positions=positions.astype("<f4").tobytes(),
             values=np.full(len(numbers), np.nan, "<f4").tobytes(),
         )
