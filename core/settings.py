@@ -121,7 +121,7 @@ class TrustSettings(_Section):
         json_schema_extra=_live(),
     )
     initial_labels: int = Field(8, ge=2, le=200, description="Frames labelled before any trust.")
-    initial_stride: int = Field(20, ge=1, le=10_000, description="Steps between those frames.")
+    initial_stride: int = Field(30, ge=1, le=10_000, description="Steps between those frames.")
 
     def energy_tolerance_for(self, n_atoms: int) -> float:
         """Return the tolerance of the total energy in eV for a structure of `n_atoms`."""
@@ -134,12 +134,12 @@ class PosteriorSettings(_Section):
     """How uncertainty over the weights is represented and learned."""
 
     kind: Literal["linearised", "sghmc"] = Field("linearised", description="Posterior.")
-    prior_std: float = Field(0.3, gt=0, description="Prior spread of each weight (linearised).")
+    prior_std: float = Field(0.5, gt=0, description="Prior spread of each weight (linearised).")
     noise_energy: Energy = Field(
-        0.003, gt=0, description="Label noise of the energy.", json_schema_extra={"unit": "eV"}
+        0.01, gt=0, description="Label noise of the energy.", json_schema_extra={"unit": "eV"}
     )
     noise_force: Force = Field(
-        0.03, gt=0, description="Label noise of a force component.",
+        0.1, gt=0, description="Label noise of a force component.",
         json_schema_extra={"unit": "eV/Å"},
     )  # fmt: skip
     iterations: int = Field(
