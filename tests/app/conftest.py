@@ -68,6 +68,17 @@ def argon_campaign(folder: Path, mode: str = "threshold", energy: str = "0.2 kca
 @contextlib.contextmanager
 def served(directory: Path, home: Path, *command: str) -> Iterator[str]:
     """Serve a page in a process of its own; yield its address; end it and the worker after."""
+    server, address = launched(directory, home, *command)
+    try:
+        yield address
+    finally:
+        server.terminate()
+        server.wait(20)
+        WorkerHandle(directory).kill()
+
+
+def launched(directory: Path, home: Path, *command: str) -> tuple[subprocess.Popen, str]:
+    """Start a server; return its process and its address once it answers."""
     port, log = free_port(), home / "server.log"
     line = command or ("-m", "app", "serve", str(directory), "--port", "{port}")
     with open(log, "w") as out:
@@ -75,12 +86,13 @@ def served(directory: Path, home: Path, *command: str) -> Iterator[str]:
             [sys.executable, *[part.format(port=port) for part in line]],
             stdout=out, stderr=out, env={**os.environ, "FLYWISE_HOME": str(home)},
         )  # fmt: skip
-        try:
-            yield answering(f"http://127.0.0.1:{port}", server, log)
-        finally:
-            server.terminate()
-            server.wait(20)
-            WorkerHandle(directory).kill()
+    return server, answering(f"http://127.0.0.1:{port}", server, log)
+
+
+@pytest.fixture
+def launch(tmp_path: Path) -> Callable[[Path], tuple[subprocess.Popen, str]]:
+    """A server that the test ends itself, however rudely."""
+    return lambda directory: launched(directory, tmp_path)
 
 
 @pytest.fixture

@@ -1,8 +1,11 @@
 """The page in a Chromium, each test on a campaign of its own. Non-local requests are blocked."""
 
 import io
+import json
+import random
 import re
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +14,10 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Page, expect
 
+from core.campaign import events as ev
+from core.campaign.loop import replay
 from core.campaign.reader import CampaignReader
+from core.campaign.state import State
 from core.worker import WorkerHandle
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(240)]
@@ -188,3 +194,36 @@ def test_the_ethanol_demo_moves_within_ten_seconds(watched, serve, tmp_path):
     button(page, "Start").click()
     wait_for(lambda: np.abs(pixels(page) - still).max() > 60, 10)
     expect(page.locator(".badge")).to_have_count(0)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_twenty_kills_of_the_server_lose_no_decision(chromium, launch, argon):
+    directory = argon("approve", "0.001 kcal/mol")
+    moments, clicked, page = random.Random(1), 0, chromium.new_page()
+    try:
+        for _ in range(20):
+            server, address = launch(directory)
+            page.goto(address)
+            expect(page.locator(".state")).not_to_contain_text("Starting")
+            for name in ("Start", r"Approve( all)?( \d+)?"):
+                found = button(page, name).first
+                if found.is_visible() and found.is_enabled():
+                    found.click()
+                    clicked += 1
+            time.sleep(moments.uniform(0.0, 1.5))
+            server.kill()
+            server.wait()
+            assert WorkerHandle(directory).alive  # the simulation does not need the page
+        with CampaignReader(directory) as reader:
+            events = [event for _, event in reader.events_since(0)]
+            start = State(reader.settings, n_atoms=len(reader.structure))
+            assert replay(start, events) == reader.state()
+            decided = sum(isinstance(e, ev.Approve) for e in events)
+        assert clicked > 5 and decided >= clicked // 2
+        ledger = (directory / "labels/ledger.jsonl").read_text().splitlines()
+        bought = Counter(e["key"] for e in map(json.loads, ledger) if e.get("outcome") == "label")
+        assert bought and set(bought.values()) == {1}
+    finally:
+        page.close()
+        WorkerHandle(directory).kill()
