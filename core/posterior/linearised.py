@@ -60,8 +60,8 @@ class Linearised:
     Args:
         prior_std: s of every weight. noise_energy, noise_force: label noise (eV, eV/Å), model
             discrepancy included. bias_std: prior spread of the energy bias, eV. max_iterations:
-            quasi-Newton steps for each update, fewer once a step gains less than `stop_gain` of
-            log posterior per label.
+            quasi-Newton steps for each update, fewer once a step improves the log posterior by
+            less than this fraction (`stop_gain`).
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Linearised:
         members: int = 32,
         bias_std: float = 0.5,
         max_iterations: int = 6,
-        stop_gain: float = 0.05,
+        stop_gain: float = 0.005,
     ) -> None:
         self.potential = potential
         self.prior_std, self.noise_energy, self.noise_force = prior_std, noise_energy, noise_force
@@ -198,7 +198,7 @@ class Linearised:
         """Levenberg-Marquardt: exact gradients, curvature from the kept rows, adaptive damping."""
         data = Dataset(self.potential, labels)
         best = self._objective(state, self.residuals(state, labels))
-        gradient, enough, tries = self._gradient(state, data), self.stop_gain * len(labels), 0
+        gradient, tries = self._gradient(state, data), 0
         while tries < self.max_iterations:
             tries += 1
             trial = self._moved(state, self._newton(state, gradient))
@@ -210,7 +210,7 @@ class Linearised:
                 continue
             gain, best = best - value, value
             state = replace(trial, damping=max(trial.damping / 4, self.prior_std**-2))
-            if gain < enough:
+            if gain < self.stop_gain * best:
                 break
             gradient = self._gradient(state, data)
         return state, tries, best
