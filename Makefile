@@ -17,7 +17,7 @@ help:
 	@echo "make lint       ruff, mypy and the import contracts"
 	@echo "make format     let ruff mend what it can"
 	@echo "make test-slow  the tests marked slow"
-	@echo "make bench      the benchmarks"
+	@echo "make bench      the benchmarks (NAME=campaign for one)"
 	@echo "make clean      remove caches and build outputs (not .venv, not campaigns)"
 
 # A python found by name may still not run (a pyenv shim, say): the first that runs and fits is taken.
@@ -62,7 +62,7 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .
 
 bench: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest tests/benchmarks --benchmark-enable -m '' -o python_files='bench_*.py' $(ARGS)
+	for name in $(or $(NAME),posterior campaign); do $(BIN)/flywise bench $$name $(ARGS) || exit 1; done
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .benchmarks test-results
