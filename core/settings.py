@@ -136,14 +136,14 @@ class PosteriorSettings(_Section):
     kind: Literal["linearised", "sghmc"] = Field("linearised", description="Posterior.")
     prior_std: float = Field(0.5, gt=0, description="Prior spread of each weight (linearised).")
     noise_energy: Energy = Field(
-        0.01, gt=0, description="Label noise of the energy.", json_schema_extra={"unit": "eV"}
+        0.003, gt=0, description="Label noise of the energy.", json_schema_extra={"unit": "eV"}
     )
     noise_force: Force = Field(
-        0.1, gt=0, description="Label noise of a force component.",
+        0.03, gt=0, description="Label noise of a force component.",
         json_schema_extra={"unit": "eV/Å"},
     )  # fmt: skip
     iterations: int = Field(
-        6, ge=1, le=1000, description="Quasi-Newton steps for each label (linearised)."
+        6, ge=1, le=1000, description="Steps of the mean for each label (linearised)."
     )
     members: int = Field(32, ge=2, le=128, description="Weight samples (linearised).")
     chains: int = Field(8, ge=2, le=64, description="Chains (sghmc).")

@@ -3,9 +3,10 @@
 Prior N(θ₀, s²) centred on the foundation's weights; labels are an energy and 3N force rows
 J = ∂(E, F)/∂θ with Gaussian noise Σ. With K = s² J Jᵀ + Σ the posterior covariance of θ is
 C = s² (1 - s² Jᵀ K⁻¹ J): the joint energy-force neural tangent kernel. Rows are taken at the
-weights of the moment and kept. The mean moves by damped quasi-Newton steps with *exact* gradients
-of the log posterior, so predictions are never linearised. A constant energy bias of wide prior is
-one more parameter.
+weights of the moment and kept. The mean moves by kernel steps s² Jᵀ K⁻¹ r on the *exact*
+residuals r, shortened until the log posterior improves, so predictions are never linearised: a
+few of them fit better than hundreds of gradient steps. A constant energy bias of wide prior is one
+more parameter.
 """
 
 from __future__ import annotations
@@ -19,14 +20,11 @@ import torch
 
 from core.contracts import Info, LabelSet, Potential, Spread
 from core.structures import Structure
-from core.training import Dataset
 
-MAX_DAMPING = 1e8
+FRACTIONS = (1.0, 0.5, 0.25, 0.12, 0.06, 0.03)
+"""Lengths tried along a step of the mean, until one improves the log posterior."""
 COLUMNS = 8192
 """Columns of the rows converted to double precision at once."""
-CHUNK = 16
-"""Structures whose gradient is taken at once."""
-
 FORCE_MEMBERS = 8
 """Members whose forces are evaluated; energies use all of them."""
 
@@ -40,7 +38,7 @@ class State:
         rows: (R, P + 1) rows of all labels, last column the bias in units of s.
         gram: (R, R) J Jᵀ, float64. noise: (R,) standard deviations, eV and eV/Å.
         factor: (R, R) Cholesky factor of K/s². directions: (M, P + 1) posterior samples of θ - θ*.
-        damping: μ of the last Levenberg-Marquardt step. n_labels: labels taken in.
+        n_labels: labels taken in.
     """
 
     theta: torch.Tensor
@@ -50,7 +48,6 @@ class State:
     noise: torch.Tensor
     factor: torch.Tensor
     directions: torch.Tensor
-    damping: float
     n_labels: int = 0
 
 
@@ -60,7 +57,7 @@ class Linearised:
     Args:
         prior_std: s of every weight. noise_energy, noise_force: label noise (eV, eV/Å), model
             discrepancy included. bias_std: prior spread of the energy bias, eV. max_iterations:
-            quasi-Newton steps for each update, fewer once a step improves the log posterior by
+            steps of the mean for each update, fewer once a step improves the log posterior by
             less than this fraction (`stop_gain`).
     """
 
@@ -74,7 +71,7 @@ class Linearised:
         members: int = 32,
         bias_std: float = 0.5,
         max_iterations: int = 6,
-        stop_gain: float = 0.005,
+        stop_gain: float = 0.01,
     ) -> None:
         self.potential = potential
         self.prior_std, self.noise_energy, self.noise_force = prior_std, noise_energy, noise_force
@@ -96,7 +93,6 @@ class Linearised:
             noise=torch.zeros(0, dtype=torch.float64),
             factor=empty,
             directions=self._buffer[:0],
-            damping=10 / self.prior_std**2,
         )
         return replace(state, directions=self._draw(state, rng))
 
@@ -195,25 +191,35 @@ class Linearised:
         return torch.as_tensor(np.concatenate(parts))
 
     def _fit(self, state: State, labels: LabelSet) -> tuple[State, int, float]:
-        """Levenberg-Marquardt: exact gradients, curvature from the kept rows, adaptive damping."""
-        data = Dataset(self.potential, labels)
-        best = self._objective(state, self.residuals(state, labels))
-        gradient, tries = self._gradient(state, data), 0
-        while tries < self.max_iterations:
-            tries += 1
-            trial = self._moved(state, self._newton(state, gradient))
-            self.activate(trial)
-            value = self._objective(trial, self.residuals(trial, labels))
-            if not value < best:  # also where a wild step gives NaN
-                state = replace(state, damping=min(10 * state.damping, MAX_DAMPING))
-                self.activate(state)
-                continue
+        """Kernel steps Jᵀ (JJᵀ + Σ/s²)⁻¹ r with the exact residuals r and a line search."""
+        residual = self.residuals(state, labels)
+        best, done = self._objective(state, residual), 0
+        while done < self.max_iterations:
+            done += 1
+            weights = torch.cholesky_solve(residual[:, None], state.factor)[:, 0]
+            step = state.rows.T @ weights.to(state.rows.dtype)
+            found = self._search(state, step, labels, best)
+            if found is None:
+                break
+            state, residual, value = found
             gain, best = best - value, value
-            state = replace(trial, damping=max(trial.damping / 4, self.prior_std**-2))
             if gain < self.stop_gain * best:
                 break
-            gradient = self._gradient(state, data)
-        return state, tries, best
+        self.activate(state)
+        return state, done, best
+
+    def _search(
+        self, state: State, step: torch.Tensor, labels: LabelSet, best: float
+    ) -> tuple[State, torch.Tensor, float] | None:
+        """Return state, residual and objective after the longest fraction that improves it."""
+        for fraction in FRACTIONS:
+            trial = self._moved(state, fraction * step)
+            self.activate(trial)
+            residual = self.residuals(trial, labels)
+            value = self._objective(trial, residual)
+            if value < best:  # false also where a wild step gives NaN
+                return trial, residual, value
+        return None
 
     def _moved(self, state: State, step: torch.Tensor) -> State:
         bias = state.bias + float(step[-1]) * self._bias_unit
@@ -224,28 +230,6 @@ class Linearised:
         prior = float((state.theta - self.prior_theta).double().pow(2).sum()) / self.prior_std**2
         data = float((residual / state.noise).pow(2).sum())
         return 0.5 * (data + prior + (state.bias / self.bias_std) ** 2)
-
-    def _gradient(self, state: State, data: Dataset) -> torch.Tensor:
-        """Return the objective's gradient in (θ, bias/unit), (P + 1,)."""
-        total = self._deviation(state) / self.prior_std**2
-        for start in range(0, len(data), CHUNK):
-            example = data.example(range(start, min(start + CHUNK, len(data))))
-            energy, forces = self.potential.energy_and_forces(example.graphs, create_graph=True)
-            residual = energy + state.bias - example.energies
-            loss = 0.5 * (residual / self.noise_energy).pow(2).sum()
-            loss = loss + 0.5 * ((forces - example.forces) / self.noise_force).pow(2).sum()
-            parts = torch.autograd.grad(loss, self.potential.parameters(), materialize_grads=True)
-            total[:-1] += torch.cat([g.reshape(-1) for g in parts])
-            total[-1] += residual.detach().sum() / self.noise_energy**2 * self._bias_unit
-        return total
-
-    def _newton(self, state: State, gradient: torch.Tensor) -> torch.Tensor:
-        """Return -(Jᵀ Σ⁻¹ J + μ)⁻¹ g = -(1/μ) (g - Jᵀ (JJᵀ + μ Σ)⁻¹ J g)."""
-        scaled = state.gram + torch.diag(state.damping * state.noise**2)
-        factor = torch.linalg.cholesky(scaled)
-        weights = torch.cholesky_solve((state.rows @ gradient).double()[:, None], factor)
-        projected = gradient - state.rows.T @ weights[:, 0].to(gradient.dtype)
-        return projected / -state.damping
 
     def _deviation(self, state: State) -> torch.Tensor:
         bias = torch.tensor([state.bias / self._bias_unit], dtype=state.theta.dtype)
