@@ -16,6 +16,8 @@ from scipy import stats
 PRIOR_SHAPE = 1.5
 PRIOR_RATE = 10.0
 """λ ~ Gamma(shape, rate), e = λ^(-1/2) σ z: as published (arXiv 2507.13805)."""
+MEMORY = 30.0
+"""Labels after which an energy score counts 1/e, where the weights keep changing."""
 NEUTRAL_RATE = PRIOR_SHAPE
 """Rate of a prior that expects σ to be right, for posteriors tested by leaving labels out."""
 
@@ -69,7 +71,7 @@ class ForceCalibration:
     """
 
     log_ratios: tuple[float, ...] = ()
-    window: int = 60
+    window: int = 30
 
     def update(self, ratio: float) -> ForceCalibration:
         """Take in one ratio measured *before* the model saw the label."""

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from core.calibration import (
+    MEMORY,
     NEUTRAL_RATE,
     Assessment,
     Calibration,
@@ -130,7 +131,7 @@ class Learner:
         scores: tuple[Score, ...] = ()
         calibration = Calibration()
         if left_out is not None:
-            calibration = Calibration(EnergyCalibration(rate=NEUTRAL_RATE))
+            calibration = Calibration(EnergyCalibration(rate=NEUTRAL_RATE, memory=MEMORY))
             errors, z, ratios = (np.asarray(a, dtype=float) for a in left_out)
             scores = tuple(
                 Score(lab.query_id, lab.energy - float(e), float(s), float(r))

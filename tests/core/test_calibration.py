@@ -33,7 +33,7 @@ def test_interval_covers_as_asked_once_labels_have_come_in(true_scale, rng):
 
 
 def test_force_bound_is_infinite_until_two_labels_and_then_the_conformal_rank():
-    calibration = ForceCalibration()
+    calibration = ForceCalibration(window=60)
     assert calibration.update(1.0).bound(0.1, 0.95) == math.inf
     for ratio in range(1, 40):
         calibration = calibration.update(float(ratio))
@@ -59,3 +59,10 @@ def test_assessment_names_every_tolerance_that_may_break():
     assert calibration.assess(1.0, 1.0, **limits).reasons == ("energy", "force")
     no_force = {**limits, "force_tolerance": None}
     assert calibration.assess(1e-4, 1.0, **no_force).trusted
+
+
+def test_old_labels_are_forgotten_where_the_weights_keep_changing():
+    energy, force = EnergyCalibration(memory=10.0), ForceCalibration(window=20)
+    for z in [8.0] * 10 + [0.5] * 60:
+        energy, force = energy.update(z), force.update(z)
+    assert energy.scale < 1.5 and force.factor(0.95) == pytest.approx(0.5)
