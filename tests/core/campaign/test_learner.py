@@ -1,7 +1,9 @@
+import math
+
 import numpy as np
 import pytest
 
-from core.calibration import Calibration
+from core.calibration import MEMORY, Calibration
 from core.campaign.learner import (
     Labelled,
     Learner,
@@ -44,9 +46,14 @@ def test_a_shift_of_the_energy_zero_raises_no_alarm(learner, labels):
         assert spread.sigma_energy < 5e-3
 
 
+def weight(n: int) -> float:
+    """Of n scores, the older counting less."""
+    return sum(math.exp(-k / MEMORY) for k in range(n))
+
+
 def test_the_first_calibration_comes_from_labels_left_out(learner, labels):
     update = learner.first_update(learner.begin(), labels[:8])
-    assert update.knowledge.calibration.energy.weight == 8
+    assert update.knowledge.calibration.energy.weight == pytest.approx(weight(8))
     assert [s.query_id for s in update.scores] == list(range(8))
     assert all(np.isfinite(s.z) and s.force_ratio > 0 for s in update.scores)
 
@@ -58,7 +65,7 @@ def test_a_label_is_scored_before_it_is_learned(learner, labels):
     (score,) = update.scores
     assert score.predicted == before.energy
     assert score.z == pytest.approx((labels[8].energy - before.energy) / before.sigma_energy)
-    assert update.knowledge.calibration.energy.weight == 9
+    assert update.knowledge.calibration.energy.weight == pytest.approx(weight(9))
     assert len(update.knowledge.labels) == 9 and update.knowledge.snapshot == 2
 
 
