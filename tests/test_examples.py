@@ -7,7 +7,6 @@ import pytest
 
 from core import settings
 from core.assets import asset
-from core.errors import FlywiseError
 
 NOTEBOOK = asset("examples/campaign.ipynb")
 
@@ -15,13 +14,6 @@ NOTEBOOK = asset("examples/campaign.ipynb")
 def code_cells() -> list[str]:
     notebook = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
     return ["".join(c["source"]) for c in notebook["cells"] if c["cell_type"] == "code"]
-
-
-def bundled_or_skip() -> None:
-    try:
-        asset("models/bundled")
-    except FlywiseError:
-        pytest.skip("the bundled model is not there yet (assets/models/bundled)")
 
 
 def test_the_minimal_settings_are_short_and_complete():
@@ -56,7 +48,6 @@ def test_the_notebooks_code_compiles(source):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_notebook_runs(tmp_path, monkeypatch):
-    bundled_or_skip()
     for package in ("tblite", "rdkit", "nglview"):
         pytest.importorskip(package)
     monkeypatch.chdir(tmp_path)

@@ -179,13 +179,6 @@ def test_panel_serve_shows_the_same_page(watched, serve, argon):
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_the_ethanol_demo_moves_within_ten_seconds(watched, serve, tmp_path):
-    from core.assets import asset
-    from core.errors import FlywiseError
-
-    try:
-        asset("models/bundled")
-    except FlywiseError:
-        pytest.skip("the bundled model is not there yet (assets/models/bundled)")
     pytest.importorskip("tblite")
     pytest.importorskip("rdkit")
     directory = tmp_path / "campaigns" / "ethanol"

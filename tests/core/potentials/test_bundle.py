@@ -69,3 +69,18 @@ def test_unknown_names_and_damaged_configurations_say_so(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ModelError, match="damaged"):
         load(str(tmp_path))
+
+
+def test_the_bundled_model_is_small_and_knows_a_molecule_it_was_not_trained_on():
+    pytest.importorskip("tblite")
+    from core.assets import asset
+    from core.reference import make
+    from core.structures import from_name
+
+    files = asset("models/bundled").iterdir()
+    assert sum(f.stat().st_size for f in files) < 3_000_000
+    relaxed = from_name("CH3CH2OH")
+    ethanol = relaxed.moved(1.06 * relaxed.positions)  # stretched: forces of 1.1 eV/Å rms
+    predicted = load("bundled").predict([ethanol]).forces[0]
+    label = make("gfn1-xtb").compute(ethanol)
+    assert np.sqrt(((predicted - label.forces) ** 2).mean()) < 0.1
