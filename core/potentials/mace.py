@@ -17,6 +17,7 @@ import torch
 
 from core.errors import ModelError
 from core.potentials.base import GraphBatch, TorchPotential
+from core.potentials.invariant import InvariantLayers
 
 torch.serialization.add_safe_globals([slice])
 _GUARD = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
@@ -89,6 +90,7 @@ class MacePotential(TorchPotential):
         self.cutoff = float(config["r_max"])
         module = _build(config).to(dtype)
         super().__init__(module, np.array(config["atomic_energies"]).reshape(-1))
+        self._invariant = InvariantLayers(module) if InvariantLayers.suits(module) else None
         self._channels = o3.Irreps(config["hidden_irreps"]).count(o3.Irrep(0, 1))
 
     def node_energies(self, graphs: GraphBatch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -101,14 +103,32 @@ class MacePotential(TorchPotential):
         positions = graphs.positions
         vectors = positions[graphs.receivers] - positions[graphs.senders] + graphs.shifts
         lengths = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
-        feats = module.node_embedding(attrs)
         edge_attrs = module.spherical_harmonics(vectors)
         numbers = module.atomic_numbers
         edge_feats, cutoff = module.radial_embedding(lengths, attrs, edge_index, numbers)
         energy = torch.zeros(len(atoms), dtype=self.dtype)
         if hasattr(module, "pair_repulsion"):
             energy = module.pair_repulsion_fn(lengths, attrs, edge_index, numbers)
-        scalars, layers = [], []
+        if self._invariant is not None and cutoff is None:
+            layers = self._invariant(graphs, edge_attrs, edge_feats)
+        else:
+            layers = self._equivariant(graphs, attrs, edge_index, edge_attrs, edge_feats, cutoff)
+        scalars = [layer[:, : self._channels] for layer in layers]
+        for i, readout in enumerate(module.readouts):
+            layer = layers[-1 if len(module.readouts) == 1 else i]
+            energy = energy + readout(layer, heads)[atoms, heads]
+        if hasattr(module, "scale_shift"):
+            energy = module.scale_shift(energy, heads)
+        return energy, torch.cat(scalars, dim=-1)
+
+    def _equivariant(
+        self, graphs: GraphBatch, attrs: torch.Tensor, edge_index: torch.Tensor,
+        edge_attrs: torch.Tensor, edge_feats: torch.Tensor, cutoff: torch.Tensor | None,
+    ) -> list[torch.Tensor]:  # fmt: skip
+        """Return the features of each layer by mace's own layers."""
+        module: Any = self.module
+        feats = module.node_embedding(attrs)
+        layers = []
         for i, (interaction, product) in enumerate(
             zip(module.interactions, module.products, strict=True)
         ):
@@ -118,13 +138,7 @@ class MacePotential(TorchPotential):
             )  # fmt: skip
             feats = product(node_feats=feats, sc=skip, node_attrs=attrs)
             layers.append(feats)
-            scalars.append(feats[:, : self._channels])
-        for i, readout in enumerate(module.readouts):
-            layer = layers[-1 if len(module.readouts) == 1 else i]
-            energy = energy + readout(layer, heads)[atoms, heads]
-        if hasattr(module, "scale_shift"):
-            energy = module.scale_shift(energy, heads)
-        return energy, torch.cat(scalars, dim=-1)
+        return layers
 
 
 def _build(config: dict[str, Any]) -> torch.nn.Module:

@@ -15,7 +15,7 @@ BRUTE_FORCE_ATOMS = 60
 
 @dataclass(frozen=True)
 class Edges:
-    """Directed pairs within a cutoff.
+    """Directed pairs within a cutoff, sorted by receiver.
 
     Attributes:
         senders, receivers: (E,) atom indices. shifts: (E, 3), Å, lattice vectors added to the
@@ -40,7 +40,7 @@ def neighbour_list(structure: Structure, positions: np.ndarray, cutoff: float) -
     i, j, counts = _matscipy_list(
         "ijS", cutoff=cutoff, positions=positions - origin, cell=cell, pbc=structure.pbc
     )
-    return Edges(i.astype(np.int64), j.astype(np.int64), counts @ cell)
+    return Edges(j.astype(np.int64), i.astype(np.int64), -(counts @ cell))
 
 
 def _all_pairs(positions: np.ndarray, cutoff: float) -> Edges:
@@ -48,7 +48,7 @@ def _all_pairs(positions: np.ndarray, cutoff: float) -> Edges:
     near = (difference**2).sum(-1) < cutoff**2
     np.fill_diagonal(near, False)
     i, j = np.nonzero(near)
-    return Edges(i, j, np.zeros((len(i), 3)))
+    return Edges(j, i, np.zeros((len(i), 3)))
 
 
 class SkinList:
