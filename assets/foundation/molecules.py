@@ -242,6 +242,11 @@ def count_exotic(smiles: str) -> int:
     return sum(mol.HasSubstructMatch(pattern) for pattern in EXOTIC)
 
 
+def is_exotic(smiles: str) -> bool:
+    """Whether a molecule has one of the strained or rare groups of `EXOTIC`."""
+    return count_exotic(Chem.MolFromSmiles(smiles)) > 0
+
+
 def generate(seed: int, patience: int = 150_000) -> list[str]:
     """Distinct molecules, `WANTED_BY_HEAVY_ATOMS` of each size or as many as `patience` draws find.
 

@@ -10,7 +10,7 @@ degree, and the contraction goes through a basis of the independent invariants.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import permutations
+from itertools import combinations_with_replacement
 from typing import Any
 
 import torch
@@ -130,12 +130,16 @@ class _Layer:
         scale = 1.0 / self.interaction.avg_num_neighbors
         mixing = linear.weight.view(degrees, channels, channels)
         summed = []
-        for degree in range(degrees):
-            here = slice(degree * channels, (degree + 1) * channels)
-            m = slice(degree**2, (degree + 1) ** 2)
-            aggregated = angular[:, :, m].transpose(1, 2) @ spread[:, :, here]
-            factor = scale * linear.instructions[degree].path_weight
-            summed.append(aggregated @ (factor * mixing[degree]))
+        parts = zip(
+            spread.split(channels, dim=2),
+            angular.split([2 * degree + 1 for degree in range(degrees)], dim=2),
+            mixing * scale,
+            linear.instructions,
+            strict=True,
+        )
+        for message, harmonic, weight, instruction in parts:
+            aggregated = harmonic.transpose(1, 2) @ message
+            summed.append(aggregated @ (instruction.path_weight * weight))
         basis = torch.cat(summed, dim=1).transpose(0, 1)
         return self.product.linear(self.contraction(basis, graphs.species)) + skip
 
@@ -143,62 +147,85 @@ class _Layer:
 class _Contraction:
     """The invariants of up to three equivariant features, each with its weight by element.
 
-    mace's path tensors U (…, K) are replaced by a basis of the space they span once symmetrised:
-    Σ_k W_k U_k = Σ_r (Σ_k m_rk W_k) V_r.
+    mace's K paths U_k are polynomials in the features, many of them dependent. Here they are
+    written in a sparse basis V_r of the space they span: Σ_k W_k U_k = Σ_r (Σ_k m_rk W_k) V_r.
+    A cubic V_r is summed as Σ_i x_i (Σ_jl v_rijl x_j x_l).
     """
 
     def __init__(self, product: Any) -> None:
         (self._source,) = product.symmetric_contractions.contractions
-        u1, u2, u3 = (self._source.U_tensors(n).double() for n in (1, 2, 3))
-        n = len(u1)
-        cubic, self._mix3 = _independent(u3)
-        quadratic, self._mix2 = _independent(u2)
-        linear, self._mix1 = _independent(u1)
-        self._first, self._second = torch.triu_indices(n, n)
-        twice = torch.where(self._first == self._second, 1.0, 2.0).double()
-        cubic_rows = cubic[:, self._first, self._second] * twice[:, None]
-        self._cubic_paths = cubic.shape[-1]
-        rows = [
-            cubic_rows.permute(2, 0, 1).reshape(self._cubic_paths * n, -1),
-            (quadratic[self._first, self._second] * twice[:, None]).T,
-        ]
         dtype = self._source.weights_max.dtype
-        self._matrix = torch.cat(rows).to(dtype)
-        self._linear = linear.T.to(dtype)
-        self._mix1, self._mix2, self._mix3 = (
-            m.to(dtype) for m in (self._mix1, self._mix2, self._mix3)
+        n = len(self._source.U_tensors(1))
+        (lines, linear, mix1), (pairs, quadratic, mix2), (triples, cubic, mix3) = (
+            _sparse_basis(self._source.U_tensors(order).double()) for order in (1, 2, 3)
         )
+        self._mixes = tuple(mix.to(dtype) for mix in (mix3, mix2, mix1))
+        self._weights = (self._source.weights_max, *self._source.weights)
+        needed = sorted({tuple(p) for p in pairs} | {tuple(t[1:]) for t in triples})
+        column = {pair: k for k, pair in enumerate(needed)}
+        inner: dict[tuple[int, int], torch.Tensor] = {}
+        for path, row in enumerate(cubic):
+            for k in row.nonzero().flatten().tolist():
+                key = (path, triples[k][0])
+                inner.setdefault(key, torch.zeros(len(needed)).double())
+                inner[key][column[tuple(triples[k][1:])]] = row[k]
+        direct = torch.zeros(len(quadratic), len(needed)).double()
+        direct[:, [column[tuple(p)] for p in pairs]] = quadratic
+        pick = torch.eye(n, dtype=dtype)
+        self._first = pick[[p[0] for p in needed]]
+        self._second = pick[[p[1] for p in needed]]
+        self._outer = pick[[outer for _, outer in inner]]
+        self._inner = torch.stack([*inner.values(), *direct]).to(dtype)
+        self._collect = torch.eye(len(cubic), dtype=dtype)[[path for path, _ in inner]].T
+        self._linear = torch.zeros(len(linear), n, dtype=dtype)
+        self._linear[:, [k for (k,) in lines]] = linear.to(dtype)
 
     def __call__(self, basis: torch.Tensor, species: torch.Tensor) -> torch.Tensor:
         """Contract the atomic basis (M, ΣN, C) to scalars (ΣN, C)."""
         n, atoms, channels = basis.shape
         flat = basis.reshape(n, atoms * channels)
-        products = flat[self._first] * flat[self._second]
-        contracted = self._matrix @ products
-        split = self._cubic_paths * n
-        cubic = (contracted[:split].view(self._cubic_paths, n, -1) * flat).sum(1)
-        invariants = torch.cat([cubic, contracted[split:], self._linear @ flat])
+        products = (self._first @ flat) * (self._second @ flat)
+        inner = self._inner @ products
+        inner, quadratic = inner.split([len(self._outer), len(inner) - len(self._outer)])
+        cubic = self._collect @ (inner * (self._outer @ flat))
+        invariants = torch.cat([cubic, quadratic, self._linear @ flat])
         by_element = torch.cat(
             [
                 torch.einsum("rk,ekc->rec", mix, weight)
-                for mix, weight in (
-                    (self._mix3, self._source.weights_max),
-                    (self._mix2, self._source.weights[0]),
-                    (self._mix1, self._source.weights[1]),
-                )
+                for mix, weight in zip(self._mixes, self._weights, strict=True)
             ]
         )
-        weights = by_element[:, species]
+        weights = by_element.index_select(1, species)
         return (invariants.view(-1, atoms, channels) * weights).sum(0)
 
 
-def _independent(paths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return a basis (n, …, n, R) of the symmetrised `paths` (n, …, n, K), and m (R, K)."""
-    order = paths.dim() - 1
-    ways = list(permutations(range(order)))
-    symmetric = sum(paths.permute(*way, order) for way in ways) / len(ways)
-    flat = symmetric.reshape(-1, paths.shape[-1])
-    left, sizes, right = torch.linalg.svd(flat, full_matrices=False)
-    rank = int((sizes > _RANK_TOLERANCE * sizes[0]).sum())
-    basis = left[:, :rank].reshape(*paths.shape[:-1], rank)
-    return basis, sizes[:rank, None] * right[:rank]
+def _sparse_basis(paths: torch.Tensor) -> tuple[list[list[int]], torch.Tensor, torch.Tensor]:
+    """Return monomials, a basis (R, monomials) of the polynomials `paths` spans, and m (R, K).
+
+    Args:
+        paths: (n, …, n, K), coefficients of K homogeneous polynomials of n variables.
+
+    The basis is the reduced row echelon form, so that m are the coefficients at its pivots.
+    """
+    order, n, n_paths = paths.dim() - 1, len(paths), paths.shape[-1]
+    monomials = [list(m) for m in combinations_with_replacement(range(n), order)]
+    place = {tuple(m): k for k, m in enumerate(monomials)}
+    coefficients = torch.zeros(len(monomials), n_paths, dtype=paths.dtype)
+    for index in (paths != 0).any(-1).nonzero().tolist():
+        coefficients[place[tuple(sorted(index))]] += paths[tuple(index)]
+    rows, pivots = coefficients.T.clone(), []
+    floor = _RANK_TOLERANCE * rows.abs().max()
+    for column in range(len(monomials)):
+        done = len(pivots)
+        if done == n_paths:
+            break
+        best = done + int(rows[done:, column].abs().argmax())
+        if rows[best, column].abs() <= floor:
+            continue
+        rows[[done, best]] = rows[[best, done]]
+        rows[done] /= rows[done, column].clone()
+        others = torch.arange(n_paths) != done
+        rows[others] -= rows[others, column, None] * rows[done]
+        pivots.append(column)
+    rows[rows.abs() < _RANK_TOLERANCE] = 0.0
+    return monomials, rows[: len(pivots)], coefficients[pivots]
