@@ -255,6 +255,10 @@ class Posterior(Protocol):
         """Write the state as safetensors."""
         ...
 
+    def shrink(self, path: Path) -> None:
+        """Reduce what `save` wrote of a state no longer in force to what `restore` cannot redo."""
+        ...
+
     def restore(self, path: Path, labels: LabelSet) -> Any:
         """Read what `save` wrote; `labels` are those it was conditioned on."""
         ...

@@ -47,6 +47,8 @@ from core.structures import Structure
 
 SNAPSHOTS = "snapshots"
 LABELS = "labels"
+WHOLE_SNAPSHOTS = 3
+"""Newest snapshots that keep their members; of older ones only the weights stay."""
 
 
 @dataclass(frozen=True)
@@ -253,8 +255,9 @@ class Engine:
         self.knowledge = candidate.knowledge
         self.dynamics.refresh()
         number = self.knowledge.snapshot
-        path = Path(SNAPSHOTS) / f"{number:05d}.safetensors"
+        path = _snapshot_path(number)
         self.learner.save(self.knowledge, self.directory / path)
+        self.learner.shrink(self.directory / _snapshot_path(number - WHOLE_SNAPSHOTS))
         weights = self.potential.weights_hash()
         info = {name: _plain(value) for name, value in candidate.info.items()}
         info["memory_MB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
@@ -315,6 +318,10 @@ class Engine:
     def energy(self) -> float:
         """Potential energy of the present point, offset included, eV."""
         return self.dynamics.energy + self.learner.shift(self.knowledge)
+
+
+def _snapshot_path(number: int) -> Path:
+    return Path(SNAPSHOTS) / f"{number:05d}.safetensors"
 
 
 def _plain(value: object) -> object:

@@ -199,6 +199,11 @@ class Learner:
         self.posterior.save(knowledge.posterior, part)
         part.replace(path)
 
+    def shrink(self, path: Path) -> None:
+        """Make a stored state small that is no longer in force."""
+        if path.exists():
+            self.posterior.shrink(path)
+
     def restore(
         self, path: Path, labels: Sequence[Labelled], offset: Offset, snapshot: int
     ) -> Knowledge:

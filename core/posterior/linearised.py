@@ -11,6 +11,7 @@ more parameter.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,10 +24,76 @@ from core.structures import Structure
 
 FRACTIONS = (1.0, 0.5, 0.25, 0.12, 0.06, 0.03)
 """Lengths tried along a step of the mean, until one improves the log posterior."""
-COLUMNS = 8192
-"""Columns of the rows converted to double precision at once."""
+BLOCK_ROWS, BLOCK_COLUMNS = 256, 4096
+"""Rows are kept in blocks of so many; so many of their columns are widened to double at once."""
 FORCE_MEMBERS = 8
 """Members whose forces are evaluated; energies use all of them."""
+
+
+class Rows:
+    """The first `n` rows of a matrix that only grows, in blocks that are never copied.
+
+    Older and newer states share the blocks; what lies beyond `n` may be overwritten.
+    """
+
+    def __init__(self, width: int, dtype: torch.dtype) -> None:
+        self.n, self._width, self._dtype = 0, width, dtype
+        self._blocks: list[torch.Tensor] = []
+
+    def __len__(self) -> int:
+        return self.n
+
+    def extended(self, fresh: torch.Tensor) -> Rows:
+        """Return these rows with `fresh` (M, width) below them."""
+        out = Rows(self._width, self._dtype)
+        out._blocks, out.n = self._blocks, self.n
+        while len(fresh):
+            block, place = divmod(out.n, BLOCK_ROWS)
+            if block == len(out._blocks):
+                out._blocks.append(torch.empty(BLOCK_ROWS, self._width, dtype=self._dtype))
+            here = min(len(fresh), BLOCK_ROWS - place)
+            out._blocks[block][place : place + here] = fresh[:here]
+            fresh, out.n = fresh[here:], out.n + here
+        return out
+
+    def blocks(self) -> Iterator[tuple[slice, torch.Tensor]]:
+        """Yield (which rows, those rows)."""
+        for number, block in enumerate(self._blocks):
+            start = number * BLOCK_ROWS
+            stop = min(start + BLOCK_ROWS, self.n)
+            if stop > start:
+                yield slice(start, stop), block[: stop - start]
+
+    def __matmul__(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Return J v, (R, M), for `vectors` (width, M)."""
+        out = torch.zeros(self.n, vectors.shape[1], dtype=self._dtype)
+        for where, block in self.blocks():
+            torch.matmul(block, vectors, out=out[where])
+        return out
+
+    def transposed(self, weights: torch.Tensor) -> torch.Tensor:
+        """Return wᵀ J, (M, width), for `weights` (R, M)."""
+        weights = weights.to(self._dtype)
+        out = torch.zeros(weights.shape[1], self._width, dtype=self._dtype)
+        for where, block in self.blocks():
+            out.addmm_(weights[where].T, block)
+        return out
+
+    def products(self, fresh: torch.Tensor) -> torch.Tensor:
+        """Return J fᵀ in double precision, (R, M), for `fresh` (M, width).
+
+        Single precision would drown the noise, which is what makes the Gram matrix definite.
+        """
+        out = torch.zeros(self.n, len(fresh), dtype=torch.float64)
+        wide = torch.empty(BLOCK_ROWS * BLOCK_COLUMNS, dtype=torch.float64)
+        for start in range(0, self._width, BLOCK_COLUMNS):
+            columns = slice(start, start + BLOCK_COLUMNS)
+            right = fresh[:, columns].double().T
+            for where, block in self.blocks():
+                part = block[:, columns]
+                left = wide[: part.numel()].view(part.shape).copy_(part)
+                out[where].addmm_(left, right)
+        return out
 
 
 @dataclass(frozen=True)
@@ -35,20 +102,20 @@ class State:
 
     Attributes:
         theta: (P,) mean weights. bias: mean of the constant energy bias, eV.
-        rows: (R, P + 1) rows of all labels, last column the bias in units of s.
-        gram: (R, R) J Jᵀ, float64. noise: (R,) standard deviations, eV and eV/Å.
-        factor: (R, R) Cholesky factor of K/s². directions: (M, P + 1) posterior samples of θ - θ*.
-        n_labels: labels taken in.
+        rows: R rows of all labels, P + 1 wide, last column the bias in units of s.
+        noise: (R,) standard deviations, eV and eV/Å. factor: (R, R) Cholesky factor of K/s²,
+            float64. directions: (M, P + 1) posterior samples of θ - θ*.
+        n_labels: labels taken in. seed: of the draw of the directions.
     """
 
     theta: torch.Tensor
     bias: float
-    rows: torch.Tensor
-    gram: torch.Tensor
+    rows: Rows
     noise: torch.Tensor
     factor: torch.Tensor
     directions: torch.Tensor
     n_labels: int = 0
+    seed: int = 0
 
 
 class Linearised:
@@ -78,23 +145,21 @@ class Linearised:
         self.members_count, self.bias_std = members, bias_std
         self.max_iterations, self.stop_gain = max_iterations, stop_gain
         self.prior_theta = potential.get_theta()
-        self._buffer = torch.empty(0, potential.n_parameters + 1, dtype=potential.dtype)
+        self._width = potential.n_parameters + 1
 
     # ------------------------------------------------------------------ contract
 
     def init(self, rng: np.random.Generator) -> State:
         """Return the prior."""
-        empty = torch.zeros(0, 0, dtype=torch.float64)
         state = State(
             theta=self.prior_theta.clone(),
             bias=0.0,
-            rows=self._buffer[:0],
-            gram=empty,
+            rows=Rows(self._width, self.potential.dtype),
             noise=torch.zeros(0, dtype=torch.float64),
-            factor=empty,
-            directions=self._buffer[:0],
+            factor=torch.zeros(0, 0, dtype=torch.float64),
+            directions=torch.zeros(0, self._width, dtype=self.potential.dtype),
         )
-        return replace(state, directions=self._draw(state, rng))
+        return self._drawn(state, int(rng.integers(2**32)))
 
     def update(
         self, state: State, labels: LabelSet, rng: np.random.Generator
@@ -104,7 +169,7 @@ class Linearised:
         new = range(state.n_labels, len(labels))
         state = self._append(state, [labels.structures[i] for i in new])
         state, iterations, objective = self._fit(state, labels)
-        state = replace(state, directions=self._draw(state, rng), n_labels=len(labels))
+        state = self._drawn(replace(state, n_labels=len(labels)), int(rng.integers(2**32)))
         moved = float((state.theta - self.prior_theta).norm())
         return state, Info({"iterations": iterations, "objective": objective, "moved": moved})
 
@@ -137,46 +202,23 @@ class Linearised:
         return self.bias_std / self.prior_std
 
     def _append(self, state: State, structures: list[Structure]) -> State:
-        start = len(state.rows)
-        sizes = [1 + 3 * len(s) for s in structures]
-        self._reserve(start + sum(sizes))
-        rows = self._buffer[: start + sum(sizes)]
-        noise, at = [state.noise], start
-        for structure, size in zip(structures, sizes, strict=True):
-            rows[at : at + size, :-1] = self.potential.rows(structure)
-            rows[at : at + size, -1] = 0.0
-            rows[at, -1] = self._bias_unit
-            level = torch.full((size,), self.noise_force, dtype=torch.float64)
-            level[0] = self.noise_energy
-            noise.append(level)
-            at += size
-        gram = self._extend_gram(state.gram, rows, start)
-        levels = torch.cat(noise)
-        scaled = gram + torch.diag((levels / self.prior_std) ** 2)
-        return replace(
-            state, rows=rows, gram=gram, noise=levels, factor=torch.linalg.cholesky(scaled)
-        )
+        for group in _grouped(structures, BLOCK_ROWS):
+            fresh = torch.cat([self._rows_of(structure) for structure in group])
+            level = torch.full((len(fresh),), self.noise_force, dtype=torch.float64)
+            starts = np.cumsum([0, *(1 + 3 * len(s) for s in group[:-1])])
+            level[starts] = self.noise_energy
+            rows = state.rows.extended(fresh)
+            factor = _bordered_factor(state.factor, rows.products(fresh), level / self.prior_std)
+            noise = torch.cat([state.noise, level])
+            state = replace(state, rows=rows, noise=noise, factor=factor)
+        return state
 
-    def _reserve(self, n: int) -> None:
-        if n <= len(self._buffer):
-            return
-        grown = torch.empty(max(n, len(self._buffer) * 3 // 2), self._buffer.shape[1],
-                            dtype=self._buffer.dtype)  # fmt: skip
-        grown[: len(self._buffer)] = self._buffer
-        self._buffer = grown
-
-    @staticmethod
-    def _extend_gram(gram: torch.Tensor, rows: torch.Tensor, start: int) -> torch.Tensor:
-        fresh = torch.zeros(len(rows), len(rows) - start, dtype=torch.float64)
-        for columns in rows.split(COLUMNS, dim=1):  # single precision would drown the noise
-            wide = columns.double()
-            fresh += wide @ wide[start:].T
-        out = torch.empty(len(rows), len(rows), dtype=torch.float64)
-        out[:start, :start] = gram
-        out[:, start:] = fresh
-        out[start:, :start] = fresh[:start].T
-        out[start:, start:] = 0.5 * (fresh[start:] + fresh[start:].T)
-        return out
+    def _rows_of(self, structure: Structure) -> torch.Tensor:
+        """∂(E, F)/∂(θ, bias) of one structure, (1 + 3N, P + 1)."""
+        rows = self.potential.rows(structure)
+        bias = torch.zeros(len(rows), 1, dtype=rows.dtype)
+        bias[0] = self._bias_unit
+        return torch.cat([rows, bias], dim=1)
 
     # ------------------------------------------------------------------ mean
 
@@ -197,7 +239,7 @@ class Linearised:
         while done < self.max_iterations:
             done += 1
             weights = torch.cholesky_solve(residual[:, None], state.factor)[:, 0]
-            step = state.rows.T @ weights.to(state.rows.dtype)
+            step = state.rows.transposed(weights[:, None])[0]
             found = self._search(state, step, labels, best)
             if found is None:
                 break
@@ -237,17 +279,18 @@ class Linearised:
 
     # ------------------------------------------------------------------ uncertainty
 
-    def _draw(self, state: State, rng: np.random.Generator) -> torch.Tensor:
-        """Samples of θ - θ* by Matheron's rule: s ξ - s² Jᵀ K⁻¹ (J s ξ + ε), (M, P + 1)."""
-        shape = (self.members_count, self.potential.n_parameters + 1)
-        prior = torch.as_tensor(rng.standard_normal(shape, dtype=np.float32))
-        prior = prior.to(self.potential.dtype) * self.prior_std
-        if not len(state.rows):
-            return prior
-        noise = torch.as_tensor(rng.standard_normal((len(state.rows), len(prior))))
-        data = (state.rows @ prior.T).double() + noise * state.noise[:, None]
-        weights = torch.cholesky_solve(data, state.factor)
-        return prior - (state.rows.T @ weights.to(state.rows.dtype)).T
+    def _drawn(self, state: State, seed: int) -> State:
+        """Draw θ - θ* by Matheron's rule: s ξ - s² Jᵀ K⁻¹ (J s ξ + ε), (M, P + 1)."""
+        rng = np.random.default_rng(seed)
+        shape = (self.members_count, self._width)
+        directions = torch.as_tensor(rng.standard_normal(shape, dtype=np.float32))
+        directions = directions.to(self.potential.dtype) * self.prior_std
+        if len(state.rows):
+            noise = torch.as_tensor(rng.standard_normal((len(state.rows), len(directions))))
+            data = (state.rows @ directions.T).double() + noise * state.noise[:, None]
+            weights = torch.cholesky_solve(data, state.factor)
+            directions = directions - state.rows.transposed(weights)
+        return replace(state, directions=directions, seed=seed)
 
     def leave_one_out(
         self, state: State, labels: LabelSet
@@ -260,7 +303,7 @@ class Linearised:
         """
         self.activate(state)
         residual = self.residuals(state, labels)
-        target = residual + (state.rows @ self._deviation(state)).double()
+        target = residual + (state.rows @ self._deviation(state)[:, None]).double()[:, 0]
         inverse = torch.cholesky_inverse(state.factor)
         weights = inverse @ target
         errors, scores, ratios, at = [], [], [], 0
@@ -286,16 +329,55 @@ class Linearised:
         tensors = {
             "theta": state.theta,
             "bias": torch.tensor([state.bias], dtype=torch.float64),
+            "seed": torch.tensor([state.seed]),
             "directions": state.directions.contiguous(),
         }
         safetensors.torch.save_file(tensors, path)
 
+    def shrink(self, path: Path) -> None:
+        """Drop the members from what `save` wrote; `restore` then draws them anew."""
+        tensors = safetensors.torch.load_file(path)
+        if tensors.pop("directions", None) is not None:
+            part = path.with_suffix(".part")
+            safetensors.torch.save_file(tensors, part)
+            part.replace(path)
+
     def restore(self, path: Path, labels: LabelSet) -> State:
-        """Read what `save` wrote and recompute the rows of `labels` at the mean weights."""
+        """Read what `save` wrote; the rows of `labels` are taken anew at the mean weights."""
         tensors = safetensors.torch.load_file(path)
         base = self.init(np.random.default_rng(0))
         state = replace(base, theta=tensors["theta"], bias=float(tensors["bias"][0]))
         self.activate(state)
-        if len(labels):
-            state = self._append(state, list(labels.structures))
-        return replace(state, directions=tensors["directions"], n_labels=len(labels))
+        state = replace(self._append(state, list(labels.structures)), n_labels=len(labels))
+        seed = int(tensors["seed"][0])
+        if "directions" in tensors:
+            return replace(state, directions=tensors["directions"], seed=seed)
+        return self._drawn(state, seed)
+
+
+def _grouped(structures: list[Structure], limit: int) -> list[list[Structure]]:
+    """Return the structures in groups of at most `limit` rows together, or of one structure."""
+    groups: list[list[Structure]] = []
+    size = limit + 1
+    for structure in structures:
+        rows = 1 + 3 * len(structure)
+        if size + rows > limit:
+            groups.append([])
+            size = 0
+        groups[-1].append(structure)
+        size += rows
+    return groups
+
+
+def _bordered_factor(
+    factor: torch.Tensor, products: torch.Tensor, noise: torch.Tensor
+) -> torch.Tensor:
+    """Return the Cholesky factor (R, R) of a matrix grown by `products` and diagonal `noise`²."""
+    old, new = len(factor), len(noise)
+    corner = 0.5 * (products[old:] + products[old:].T) + torch.diag(noise**2)
+    border = torch.linalg.solve_triangular(factor, products[:old], upper=False)
+    out = torch.zeros(old + new, old + new, dtype=factor.dtype)
+    out[:old, :old] = factor
+    out[old:, :old] = border.T
+    out[old:, old:] = torch.linalg.cholesky(corner - border.T @ border)
+    return out

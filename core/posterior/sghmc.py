@@ -255,6 +255,9 @@ class Sghmc:
             {"theta": state.theta.contiguous(), "noise": state.noise.contiguous()}, path
         )
 
+    def shrink(self, path: Path) -> None:
+        """Keep all: the members are the state."""
+
     def restore(self, path: Path, labels: LabelSet) -> State:
         """Read what `save` wrote."""
         tensors = safetensors.torch.load_file(path)

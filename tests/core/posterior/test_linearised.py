@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from core.contracts import LabelSet
+from core.posterior import linearised
 from core.posterior.linearised import Linearised
 from core.potentials.lennard_jones import LennardJones
 from core.structures import Structure
@@ -31,12 +32,36 @@ def make(members=2000, **options):
     )  # fmt: skip
 
 
+def dense(rows):
+    return torch.cat([block for _, block in rows.blocks()])
+
+
+def test_rows_in_blocks_are_the_matrix_they_stand_for(rng, monkeypatch):
+    monkeypatch.setattr(linearised, "BLOCK_ROWS", 7)
+    monkeypatch.setattr(linearised, "BLOCK_COLUMNS", 4)
+    posterior = make(members=3)
+    structures = clusters(rng, 5)
+    state = posterior.init(rng)
+    for n in (2, 3, 5):
+        state, _ = posterior.update(state, labelled(structures[:n]), rng)
+    J = dense(state.rows).double()
+    assert J.shape == (sum(1 + 3 * len(s) for s in structures), 3)
+    weights = torch.randn(len(J), 2, dtype=torch.float64)
+    torch.testing.assert_close(state.rows.transposed(weights).double(), weights.T @ J)
+    vectors = torch.randn(3, 2, dtype=J.dtype)
+    torch.testing.assert_close(
+        (state.rows @ vectors.to(dense(state.rows).dtype)).double(), J @ vectors
+    )
+    K = J @ J.T + torch.diag((state.noise / S) ** 2)
+    torch.testing.assert_close(state.factor, torch.linalg.cholesky(K))
+
+
 def test_variances_equal_the_closed_form(rng):
     posterior = make(bias_std=1e-9)
     labels = labelled(clusters(rng, 3))
     state, _ = posterior.update(posterior.init(rng), labels, rng)
     test = clusters(rng, 1)[0]
-    J = state.rows[:, :-1]  # kept rows, taken at the prior's weights
+    J = dense(state.rows)[:, :-1]  # kept rows, taken at the prior's weights
     precision = torch.diag(1 / state.noise**2)
     C = torch.linalg.inv(J.T @ precision @ J + torch.eye(2, dtype=J.dtype) / S**2)
     rows = posterior.potential.rows(test)
@@ -104,3 +129,8 @@ def test_saved_and_restored_states_agree(rng, tmp_path):
     assert one.sigma_energy == two.sigma_energy
     more = labelled(labels.structures + clusters(rng, 1))
     assert other.update(again, more, rng)[0].n_labels == 4
+    full = (tmp_path / "s.safetensors").stat().st_size
+    other.shrink(tmp_path / "s.safetensors")
+    assert (tmp_path / "s.safetensors").stat().st_size < full
+    shrunk = make(members=16).restore(tmp_path / "s.safetensors", labels)
+    assert torch.equal(shrunk.theta, state.theta) and shrunk.directions.shape == (16, 3)
