@@ -213,7 +213,8 @@ def _sparse_basis(paths: torch.Tensor) -> tuple[list[list[int]], torch.Tensor, t
     coefficients = torch.zeros(len(monomials), n_paths, dtype=paths.dtype)
     for index in (paths != 0).any(-1).nonzero().tolist():
         coefficients[place[tuple(sorted(index))]] += paths[tuple(index)]
-    rows, pivots = coefficients.T.clone(), []
+    rows = coefficients.T.clone()
+    pivots: list[int] = []
     floor = _RANK_TOLERANCE * rows.abs().max()
     for column in range(len(monomials)):
         done = len(pivots)
