@@ -1,7 +1,8 @@
 """The page: puts the panels together and keeps them fresh. `serve` offers it on this machine only.
 
 Run by `flywise serve`, which calls `serve`, and by `panel serve app [--args DIRECTORY]`, which
-runs this file once per page.
+runs this file once per page. The address says what a page shows: `?page=home`, `?page=new`,
+`?campaign=NAME` with `&frame=ID`, and `&dark=true`.
 """
 
 from __future__ import annotations
@@ -20,13 +21,17 @@ from tornado.iostream import StreamClosedError
 from tornado.websocket import WebSocketClosedError
 
 from app import theme, wording
+from app.seat import Seat
+from app.selection import Selection
 from app.state import CampaignState, campaign
 from app.state import demo as open_demo
 from app.views.controls import Controls
-from app.views.decision import Decision
+from app.views.queue import Queue
 from app.views.scene import Scene
+from app.views.sharing import SharingLine
+from app.views.shortcuts import Shortcuts
 from app.views.traces import Traces
-from app.views.tuning import Tuning
+from app.widgets.keyboard import Keyboard
 from core.errors import InputError
 
 TITLE = "Flywise"
@@ -39,19 +44,23 @@ SLOW = 3
 _SCREEN_CSS = """
 :host { display: grid !important; box-sizing: border-box; gap: 12px; padding: 12px;
   background: var(--fw-page); width: 100%; height: 100%; min-height: 0; overflow: auto;
-  grid-template-columns: minmax(0, 1.32fr) minmax(430px, 1fr);
-  grid-template-rows: auto minmax(260px, 1fr) 226px auto;
-  grid-template-areas: "controls controls" "scene traces" "scene decision" "scene tuning"; }
+  grid-template-columns: minmax(0, 1.18fr) minmax(500px, 1fr);
+  grid-template-rows: auto minmax(330px, 1fr) minmax(270px, 0.62fr);
+  grid-template-areas: "controls controls" "scene tabs" "scene queue"; }
 .scroll-button { display: none !important; }
-.controls { grid-area: controls; } .scene { grid-area: scene; } .traces { grid-area: traces; }
-.decision { grid-area: decision; } .tuning { grid-area: tuning; }
-.controls, .scene, .traces, .decision, .tuning { width: auto; height: auto; margin: 0; }
+.controls { grid-area: controls; } .scene { grid-area: scene; } .tabs { grid-area: tabs; }
+.queue { grid-area: queue; } .hidden { display: none !important; }
+.controls, .scene, .tabs, .queue { width: auto; height: auto; margin: 0; min-height: 0; }
 @media (max-width: 980px) {
   :host { grid-template-columns: minmax(0, 1fr); align-content: start; gap: 10px; padding: 10px;
-    grid-template-rows: max-content 88vw max-content 430px max-content;
-    grid-template-areas: "controls" "scene" "decision" "traces" "tuning"; }
-  .scene { max-height: 620px; }
+    grid-template-rows: max-content minmax(300px, 96vw) max-content 520px;
+    grid-template-areas: "controls" "scene" "queue" "tabs"; }
+  .scene { max-height: 640px; }
 }
+"""
+
+_TABS_CSS = """
+:host { height: 100% !important; }
 """
 
 _TITLE_CSS = """
@@ -92,22 +101,40 @@ class Screen:
 
     def __init__(self, shown: CampaignState) -> None:
         self._campaign = shown
-        self._commands: list[int] = []
         self._ticks = 0
-        post = self._commands.append
-        self._scene, self._traces = Scene(shown), Traces(shown)
-        controls, decision = Controls(shown, post), Decision(shown, post)
-        tuning = Tuning(shown, post, self._warn)
-        self._slow = (controls, self._traces, decision, tuning)
+        self._seat = Seat(shown, shown.lease, self._warn)
+        self.selection = Selection()
+        self._scene = Scene(shown, self.selection)
+        self._controls = Controls(shown, self._seat)
+        self._queue = Queue(shown, self._seat, self.selection)
+        self._sharing = SharingLine(self._seat)
+        self._shortcuts = Shortcuts()
+        self._tabs = {"Traces": Traces(shown, self.selection)}
+        self._keys = {
+            "a": self._queue.approve, "r": self._queue.reject, "s": self._queue.skip,
+            "u": self._queue.undo, "j": lambda: self._queue.move(1),
+            "k": lambda: self._queue.move(-1), "ArrowDown": lambda: self._queue.move(1),
+            "ArrowUp": lambda: self._queue.move(-1), "p": self._controls.toggle,
+            ".": self._controls.step_on, "l": lambda: self._queue.choose(0),
+            "?": self._shortcuts.toggle,
+        }  # fmt: skip
+        keyboard = Keyboard(
+            self._press, self._seat.identify, keys=list(self._keys), css_classes=["hidden"]
+        )
+        self._tab_bar = pmui.Tabs(
+            *self._tabs.items(), dynamic=True, margin=0, sizing_mode="stretch_both",
+            css_classes=["tabs"], color="primary",
+        )  # fmt: skip
+        self._tab_bar.param.watch(lambda _: self.tick(), "active")
         self._grid = pn.Column(
-            controls, self._scene, self._traces, decision, tuning,
+            self._controls, self._scene, self._tab_bar, self._queue, keyboard, self._shortcuts,
             margin=0, sizing_mode="stretch_both",
         )  # fmt: skip
         self._title = pn.pane.HTML("", margin=0, sizing_mode="stretch_width")
         self.page = pmui.Page(
             title="",
             meta_title=f"{shown.title} · {TITLE}",
-            header=[self._title],
+            header=[self._title, self._sharing, self._shortcuts.button],
             main=[self._grid],
             theme_config={"light": theme.material(theme.LIGHT), "dark": theme.material(theme.DARK)},
             busy_indicator=None,
@@ -123,19 +150,18 @@ class Screen:
         glance = self._campaign.glance()
         self._scene.update(glance)
         if self._ticks % SLOW == 0:
-            for view in self._slow:
+            self._seat.tick()
+            for view in (self._controls, self._queue, self._shown_tab()):
                 view.update(glance)
+            self._sharing.update()
             self._title.object = _heading(self._campaign, glance.state.settings)
-            self._tell_refusals()
         self._ticks += 1
 
-    def _tell_refusals(self) -> None:
-        for command in list(self._commands):
-            outcome = self._campaign.outcome(command)
-            if outcome is not None:
-                self._commands.remove(command)
-                if outcome != "done":
-                    self._warn(outcome)
+    def _shown_tab(self) -> Any:
+        return list(self._tabs.values())[self._tab_bar.active]
+
+    def _press(self, key: str) -> None:
+        self._keys[key]()
 
     def _warn(self, message: str) -> None:
         if pn.state.notifications is not None:
@@ -143,10 +169,13 @@ class Screen:
 
     def _paint(self) -> None:
         palette = theme.palette(bool(self.page.dark_theme))
-        self._grid.stylesheets = [_SCREEN_CSS, theme.variables(palette)]
-        self._title.stylesheets = [_TITLE_CSS, theme.variables(palette)]
+        variables = theme.variables(palette)
+        self._grid.stylesheets = [_SCREEN_CSS, variables]
+        self._title.stylesheets = [_TITLE_CSS, variables]
         self._scene.paint(palette)
-        self._traces.paint(palette)
+        for view in self._tabs.values():
+            if hasattr(view, "paint"):
+                view.paint(palette)
 
 
 def _heading(shown: CampaignState, settings: Any) -> str:
@@ -162,6 +191,9 @@ def page(shown: CampaignState) -> pmui.Page:
     shown.warm()
     screen = Screen(shown)
     pn.state.add_periodic_callback(screen.tick, period=FAST_MS)
+    if pn.state.location is not None:
+        pn.state.location.sync(screen.selection, {"frame": "frame"})
+        pn.state.location.sync(screen.page, {"dark_theme": "dark"})
     return screen.page
 
 

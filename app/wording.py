@@ -174,6 +174,11 @@ def reasons(query: Query) -> str:
     return f"{what[0].upper()}{what[1:]} may be off by more than the tolerance."
 
 
+def decider(who: str) -> str:
+    """Say who decided about a frame."""
+    return {"threshold": "automatically", "model": "by the model"}.get(who, f"by {who}")
+
+
 def cost(glance: Glance, frames: int = 1) -> str:
     """Say what labels would cost, from those bought so far."""
     if glance.label_s is None:

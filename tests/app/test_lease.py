@@ -3,7 +3,8 @@
 import pytest
 
 from app import state as app_state
-from app.lease import ANSWER_S, TERM_S, Lease, NotDrivingError, Seat
+from app.lease import ANSWER_S, TERM_S, Lease, NotDrivingError
+from app.seat import Seat
 from core.campaign import events as ev
 
 
