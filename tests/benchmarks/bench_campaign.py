@@ -2,6 +2,7 @@
 
     flywise bench campaign                 all cells that are missing, then the tables
     flywise bench campaign --only ethanol-300K
+    flywise bench campaign --show                 the tables of the cells there are
 
 Each cell is one campaign: `flywise run` on the settings below, then `flywise audit --every 10`.
 The baseline labels every nth step with the same posterior, start of trust and tolerances.
@@ -38,7 +39,9 @@ SYSTEMS = {
         'energy_tolerance = "0.5 kcal/mol"': "",  # the default, 0.5 kcal/mol √(N/9)
     },
 }
-PERIODS = (200, 100, 50)
+PERIODS = (200, 100, 50, 33)
+AFTER = (10, 50, 150)
+"""Label counts at which interventions are given apart."""
 
 
 def settings_text(system: str, every: int) -> str:
@@ -97,6 +100,7 @@ def pooled(cells: list[dict[str, Any]]) -> dict[str, Any]:
         "frames": int(frames.sum()),
         "within": mean("within_tolerance"),
         "force_within": mean("force_within_tolerance"),
+        "both_within": mean("both_within_tolerance"),
         "rmse_kcal": rms("rmse_eV") / KCAL_PER_MOL,
         "untuned_kcal": rms("rmse_untuned_eV") / KCAL_PER_MOL,
         "labels_per_step": float(np.mean([c["audit"]["labels_per_step"] for c in cells])),
@@ -116,38 +120,62 @@ def main() -> dict[str, Any]:
     parser = argparse.ArgumentParser()
     parser.add_argument("--only", choices=list(SYSTEMS), default=None)
     parser.add_argument("--no-baseline", action="store_true")
+    parser.add_argument("--show", action="store_true", help="measure nothing")
     arguments = parser.parse_args()
     systems = [arguments.only] if arguments.only else list(SYSTEMS)
-    rows = []
+    rows, all_cells = [], []
     for system in systems:
-        cells = [_cell(system, seed, 0) for seed in SEEDS]
-        rows.append(_row(f"{system}, where unsure", cells))
+        groups = [(f"{system}, where unsure", [(seed, 0) for seed in SEEDS])]
         if system == "ethanol-300K" and not arguments.no_baseline:
-            rows += [_row(f"{system}, every {n} steps", [_cell(system, 1, n)]) for n in PERIODS]
+            groups += [(f"{system}, every {n} steps", [(1, n)]) for n in PERIODS]
+        for name, wanted in groups:
+            cells = [_cell(system, *which, stored=arguments.show) for which in wanted]
+            found = [c for c in cells if c is not None]
+            all_cells += found
+            if found:
+                rows.append(_row(name, found))
     columns = (
-        "campaigns", "frames", "within ε, %", "95 % interval", "RMSE, kcal/mol", "untuned",
-        "largest force within, %", "labels, % of steps", "longest, s",
-        "intervention, s (median, worst)",
+        "campaigns", "seeds", "frames", "energy within ε, %", "95 % interval", "RMSE, kcal/mol",
+        "untuned", "force within, %", "both, %", "labels, % of steps", "longest, s",
     )  # fmt: skip
     print(table("Campaigns of 5,000 steps, target GFN2-xTB, audited every 10 steps", columns, rows))
+    steps = interventions(all_cells)
+    columns = ("labels", "updates", "median, s", "worst, s", "memory, MB")
+    print(table("From a label received to new weights in the simulation", columns, steps))
     about = context(seeds=str(SEEDS))
     print(machine(about))
-    return {"context": about, "rows": rows}
+    return {"context": about, "rows": rows, "interventions": steps}
 
 
-def _cell(system: str, seed: int, every: int) -> dict[str, Any]:
+def interventions(cells: list[dict[str, Any]]) -> list[list[Any]]:
+    """Return rows (labels, updates, median and worst seconds, memory) of all updates."""
+    updates = [u for c in cells for u in c["updates"]]
+    rows = []
+    for name, found in [
+        *((f"{n} ± 5", [u for u in updates if abs(u["labels"] - n) <= 5]) for n in AFTER),
+        ("all", updates),
+    ]:
+        if found:
+            seconds = np.array([u["seconds"] for u in found])
+            memory = max(u["memory_MB"] for u in found)
+            rows.append([name, len(found), float(np.median(seconds)), float(seconds.max()), memory])
+    return rows
+
+
+def _cell(system: str, seed: int, every: int, *, stored: bool) -> dict[str, Any] | None:
     name = f"{system}-seed{seed}" + (f"-every{every}" if every else "")
+    if stored and not (RESULTS / "campaign" / f"{name}.json").exists():
+        return None
     return cell("campaign", name, lambda: campaign(system, seed, every))
 
 
 def _row(name: str, cells: list[dict[str, Any]]) -> list[Any]:
     p, (low, high) = pooled(cells), interval(cells)
-    seconds = np.array([u["seconds"] for c in cells for u in c["updates"]])
     return [
-        name, p["frames"], f"{100 * p['within']:.1f}", f"{100 * low:.1f}–{100 * high:.1f}",
-        p["rmse_kcal"], p["untuned_kcal"], f"{100 * p['force_within']:.1f}",
+        name, ", ".join(str(c["seed"]) for c in cells), p["frames"], f"{100 * p['within']:.1f}",
+        f"{100 * low:.1f}–{100 * high:.1f}", p["rmse_kcal"], p["untuned_kcal"],
+        f"{100 * p['force_within']:.1f}", f"{100 * p['both_within']:.1f}",
         f"{100 * p['labels_per_step']:.2f}", f"{p['wall_s']:.0f}",
-        f"{np.median(seconds):.1f}, {seconds.max():.1f}",
     ]  # fmt: skip
 
 
