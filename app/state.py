@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from app.series import Series
 from core import settings as settings_
 from core.assets import asset
 from core.campaign import events as ev
@@ -97,6 +98,7 @@ class CampaignState:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.reader = CampaignReader(directory)
+        self.series = Series(self.reader)
         self.worker = WorkerHandle(directory)
         self._commander = Commander(directory)
         self._lock = threading.Lock()
