@@ -244,7 +244,7 @@ def count_exotic(smiles: str) -> int:
 
 def is_exotic(smiles: str) -> bool:
     """Whether a molecule has one of the strained or rare groups of `EXOTIC`."""
-    return count_exotic(Chem.MolFromSmiles(smiles)) > 0
+    return count_exotic(smiles) > 0
 
 
 def generate(seed: int, patience: int = 150_000) -> list[str]:

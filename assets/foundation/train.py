@@ -221,6 +221,9 @@ def export(arguments: argparse.Namespace) -> None:
             "ASE g2, H C N O (never trained on)": errors(potential, load([WORK / "g2_test.npz"])),
         },
     }
+    if arguments.start is not None:
+        earlier = json.loads((arguments.start / "config.json").read_text())["about"]
+        about["training"]["earlier"] = earlier["training"]
     save(potential, arguments.export, about)
     (arguments.export / "MODEL_CARD.md").write_text(card(potential, about), encoding="utf-8")
     print(json.dumps(about, indent=1))
@@ -239,7 +242,8 @@ def card(potential: MacePotential, about: dict) -> str:
         f"Trained on {training['frames']:,} GFN1-xTB frames of {training['molecules']:,} molecules "
         f"and dimers: near equilibrium, MD at 300-2,000 K, stretched and compressed bonds, "
         f"contacts. {training['epochs']} epochs, {training['minutes']} minutes "
-        f"({training['machine']}), seed {training['seed']}, {training['date']}.",
+        f"({training['machine']}), seed {training['seed']}, {training['date']}."
+        + _earlier(training),
         "",
         "## Errors",
         "",
@@ -267,6 +271,17 @@ def card(potential: MacePotential, about: dict) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _earlier(training: dict) -> str:
+    if "earlier" not in training:
+        return ""
+    before = training["earlier"]
+    return (
+        f" They started from the weights of an earlier run of the same recipe: "
+        f"{before['frames']:,} of these frames, {before['epochs']} epochs, "
+        f"{before['minutes']} minutes."
+    )
 
 
 if __name__ == "__main__":
