@@ -1,19 +1,15 @@
 """The panels without a browser: give them a glance, read what they show."""
 
-import numpy as np
 import pytest
 
 from app import state as app_state
-from app import theme
 from app.lease import Lease
 from app.seat import Seat
 from app.views.controls import Controls
-from app.views.scene import bounds
-from app.views.traces import Traces, marks, with_gaps
 from app.views.tuning import ENERGY, MODE, Tuning
 from core.campaign import events as ev
 
-from .test_wording import glance, query
+from .test_wording import glance
 
 
 @pytest.fixture
@@ -50,33 +46,3 @@ def test_tuning_posts_what_a_person_changed_and_nothing_else(campaign):
     assert len(posted) == 1 and "greater than 0" in warned[0]
     view.update(campaign.glance())
     assert view._inputs[ENERGY].value == 0.2
-
-
-def test_traces_start_empty_and_shade_what_is_untrusted(campaign):
-    view = Traces(campaign)
-    view.update(campaign.glance())
-    plot = view._plots["force"]
-    assert len(view._source.data["step"]) == 0
-    assert plot._shade.right == view._x.end and plot._limit.location == 0.02
-
-
-def test_marks_leave_out_the_first_frames_and_fill_the_labelled():
-    queue = (query(reasons=("initial",)), query(), query("trained"))
-    columns = marks(queue, theme.LIGHT)
-    assert columns["step"] == [120, 120]
-    assert columns["fill"] == [theme.LIGHT.surface, theme.LIGHT.accent]
-
-
-def test_a_rewind_breaks_the_line():
-    step = np.array([30.0, 40.0, 20.0, 30.0])
-    columns = with_gaps(20, step, step, step)
-    assert np.isnan(columns["energy"][2]) and len(columns["step"]) == 5
-    assert len(with_gaps(50, step, step, step)["step"]) == 6
-
-
-def test_the_largest_atomic_bound_is_the_calibrated_one():
-    sigma = np.array([0.1, 0.2, 0.05])
-    np.testing.assert_allclose(bounds(sigma, 0.3, trusted=True), [0.15, 0.3, 0.075])
-    for nothing in (bounds(sigma, 0.3, trusted=False), bounds(sigma, np.nan, trusted=True)):
-        assert np.isnan(nothing).all()
-    assert np.isnan(bounds(np.zeros(3), 0.3, trusted=True)).all()
