@@ -150,7 +150,7 @@ class PosteriorSettings(_Section):
     """How uncertainty over the weights is represented and learned."""
 
     kind: Literal["linearised", "sghmc"] = Field("linearised", description="Posterior.")
-    prior_std: float = Field(0.2, gt=0, description="Prior spread of each weight (linearised).")
+    prior_std: float = Field(0.3, gt=0, description="Prior spread of each weight (linearised).")
     noise_energy: Energy = Field(
         0.003, gt=0, description="Label noise of the energy.", json_schema_extra={"unit": "eV"}
     )

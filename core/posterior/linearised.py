@@ -2,17 +2,18 @@
 
 Prior N(θ₀, s²) centred on the foundation's weights; labels are an energy and 3N force rows
 J = ∂(E, F)/∂θ with Gaussian noise Σ. With K = s² J Jᵀ + Σ the posterior covariance of θ is
-C = s² (1 - s² Jᵀ K⁻¹ J): the joint energy-force neural tangent kernel. Rows are taken at the
-weights of the moment and kept. The mean moves by kernel steps s² Jᵀ K⁻¹ r on the *exact*
-residuals r, shortened until the log posterior improves, so predictions are never linearised: a
-few of them fit better than hundreds of gradient steps. A constant energy bias of wide prior is one
-more parameter.
+C = s² (1 - s² Jᵀ K⁻¹ J): the joint energy-force neural tangent kernel. The mean moves by kernel
+steps s² Jᵀ K⁻¹ r on the *exact* residuals r, shortened until the log posterior improves, so
+predictions are never linearised. Rows age as the weights move: at each update those taken
+farthest away are taken anew, as many as the time allows. A constant energy bias of wide prior is
+one more parameter.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -24,76 +25,79 @@ from core.structures import Structure
 
 FRACTIONS = (1.0, 0.5, 0.25, 0.12, 0.06, 0.03)
 """Lengths tried along a step of the mean, until one improves the log posterior."""
-BLOCK_ROWS, BLOCK_COLUMNS = 256, 4096
-"""Rows are kept in blocks of so many; so many of their columns are widened to double at once."""
+COLUMNS = 4096
+"""Columns of the rows handled at once, so that they stay in the processor's cache."""
+RENEWED = 6000
+"""At each update this, divided by the number of rows, is how many old labels' rows are renewed."""
+FIRST_ROUNDS = 3
+"""Linearisations of the first update, which moves the weights farthest."""
+GROUP = 9
+"""Labels whose rows `restore` takes together."""
 FORCE_MEMBERS = 8
 """Members whose forces are evaluated; energies use all of them."""
 
 
 class Rows:
-    """The first `n` rows of a matrix that only grows, in blocks that are never copied.
+    """J of all labels, (R, width): one block for each label, none of them ever changed.
 
-    Older and newer states share the blocks; what lies beyond `n` may be overwritten.
+    Attributes:
+        blocks: (1 + 3N, width) of each label. taken: (P,) the weights each block was taken at.
     """
 
-    def __init__(self, width: int, dtype: torch.dtype) -> None:
-        self.n, self._width, self._dtype = 0, width, dtype
-        self._blocks: list[torch.Tensor] = []
+    def __init__(
+        self,
+        width: int,
+        blocks: tuple[torch.Tensor, ...] = (),
+        taken: tuple[torch.Tensor, ...] = (),
+    ) -> None:
+        self.blocks, self.taken, self._width = blocks, taken, width
+        ends = np.cumsum([0, *(len(block) for block in blocks)])
+        self._slices = [slice(int(a), int(b)) for a, b in pairwise(ends)]
+        self._n = int(ends[-1])
 
     def __len__(self) -> int:
-        return self.n
+        return self._n
 
-    def extended(self, fresh: torch.Tensor) -> Rows:
-        """Return these rows with `fresh` (M, width) below them."""
-        out = Rows(self._width, self._dtype)
-        out._blocks, out.n = self._blocks, self.n
-        while len(fresh):
-            block, place = divmod(out.n, BLOCK_ROWS)
-            if block == len(out._blocks):
-                out._blocks.append(torch.empty(BLOCK_ROWS, self._width, dtype=self._dtype))
-            here = min(len(fresh), BLOCK_ROWS - place)
-            out._blocks[block][place : place + here] = fresh[:here]
-            fresh, out.n = fresh[here:], out.n + here
-        return out
+    def of(self, label: int) -> slice:
+        """Return which rows are those of a label."""
+        return self._slices[label]
 
-    def blocks(self) -> Iterator[tuple[slice, torch.Tensor]]:
-        """Yield (which rows, those rows)."""
-        for number, block in enumerate(self._blocks):
-            start = number * BLOCK_ROWS
-            stop = min(start + BLOCK_ROWS, self.n)
-            if stop > start:
-                yield slice(start, stop), block[: stop - start]
+    def with_blocks(self, blocks: dict[int, torch.Tensor], theta: torch.Tensor) -> Rows:
+        """Return these rows with `blocks`, taken at `theta`, put in for, or after, the old ones."""
+        n = max(len(self.blocks), 1 + max(blocks))
+        old, at = dict(enumerate(self.blocks)), dict(enumerate(self.taken))
+        new, now = old | blocks, at | dict.fromkeys(blocks, theta)
+        return Rows(self._width, tuple(new[k] for k in range(n)), tuple(now[k] for k in range(n)))
 
     def __matmul__(self, vectors: torch.Tensor) -> torch.Tensor:
         """Return J v, (R, M), for `vectors` (width, M)."""
-        out = torch.zeros(self.n, vectors.shape[1], dtype=self._dtype)
-        for where, block in self.blocks():
-            torch.matmul(block, vectors, out=out[where])
-        return out
+        return torch.cat([block @ vectors for block in self.blocks])
 
     def transposed(self, weights: torch.Tensor) -> torch.Tensor:
         """Return wᵀ J, (M, width), for `weights` (R, M)."""
-        weights = weights.to(self._dtype)
-        out = torch.zeros(weights.shape[1], self._width, dtype=self._dtype)
-        for where, block in self.blocks():
-            out.addmm_(weights[where].T, block)
+        weights = weights.T.to(self.blocks[0].dtype)
+        out = torch.zeros(len(weights), self._width, dtype=weights.dtype)
+        for part in _chunks(self._width):
+            for block, where in zip(self.blocks, self._slices, strict=True):
+                out[:, part].addmm_(weights[:, where], block[:, part])
         return out
 
-    def products(self, fresh: torch.Tensor) -> torch.Tensor:
-        """Return J fᵀ in double precision, (R, M), for `fresh` (M, width).
+    def products(self, labels: Sequence[int]) -> torch.Tensor:
+        """Return J J_labelsᵀ in double precision, (R, M).
 
         Single precision would drown the noise, which is what makes the Gram matrix definite.
         """
-        out = torch.zeros(self.n, len(fresh), dtype=torch.float64)
-        wide = torch.empty(BLOCK_ROWS * BLOCK_COLUMNS, dtype=torch.float64)
-        for start in range(0, self._width, BLOCK_COLUMNS):
-            columns = slice(start, start + BLOCK_COLUMNS)
-            right = fresh[:, columns].double().T
-            for where, block in self.blocks():
-                part = block[:, columns]
-                left = wide[: part.numel()].view(part.shape).copy_(part)
-                out[where].addmm_(left, right)
+        right = torch.cat([self.blocks[k] for k in labels])
+        out = torch.zeros(len(self), len(right), dtype=torch.float64)
+        for part in _chunks(self._width):
+            wide = right[:, part].double().T
+            for block, where in zip(self.blocks, self._slices, strict=True):
+                out[where].addmm_(block[:, part].double(), wide)
         return out
+
+
+def _chunks(width: int) -> list[slice]:
+    return [slice(start, start + COLUMNS) for start in range(0, width, COLUMNS)]
 
 
 @dataclass(frozen=True)
@@ -103,14 +107,16 @@ class State:
     Attributes:
         theta: (P,) mean weights. bias: mean of the constant energy bias, eV.
         rows: R rows of all labels, P + 1 wide, last column the bias in units of s.
-        noise: (R,) standard deviations, eV and eV/Å. factor: (R, R) Cholesky factor of K/s²,
-            float64. directions: (M, P + 1) posterior samples of θ - θ*.
+        gram: (R, R) J Jᵀ, float64. noise: (R,) standard deviations, eV and eV/Å.
+        factor: (R, R) Cholesky factor of K/s², float64.
+        directions: (M, P + 1) posterior samples of θ - θ*.
         n_labels: labels taken in. seed: of the draw of the directions.
     """
 
     theta: torch.Tensor
     bias: float
     rows: Rows
+    gram: torch.Tensor
     noise: torch.Tensor
     factor: torch.Tensor
     directions: torch.Tensor
@@ -151,12 +157,14 @@ class Linearised:
 
     def init(self, rng: np.random.Generator) -> State:
         """Return the prior."""
+        empty = torch.zeros(0, 0, dtype=torch.float64)
         state = State(
             theta=self.prior_theta.clone(),
             bias=0.0,
-            rows=Rows(self._width, self.potential.dtype),
+            rows=Rows(self._width),
+            gram=empty,
             noise=torch.zeros(0, dtype=torch.float64),
-            factor=torch.zeros(0, 0, dtype=torch.float64),
+            factor=empty,
             directions=torch.zeros(0, self._width, dtype=self.potential.dtype),
         )
         return self._drawn(state, int(rng.integers(2**32)))
@@ -165,11 +173,14 @@ class Linearised:
         self, state: State, labels: LabelSet, rng: np.random.Generator
     ) -> tuple[State, Info]:
         """Condition on all of `labels`; those beyond `state.n_labels` are new."""
-        self.activate(state)
-        new = range(state.n_labels, len(labels))
-        state = self._append(state, [labels.structures[i] for i in new])
-        state, iterations, objective = self._fit(state, labels)
-        state = self._drawn(replace(state, n_labels=len(labels)), int(rng.integers(2**32)))
+        iterations, objective = 0, 0.0
+        for _ in range(1 if state.n_labels else FIRST_ROUNDS):
+            self.activate(state)
+            state = self._taken(state, self._to_take(state, labels))
+            state = replace(state, n_labels=len(labels))
+            state, more, objective = self._fit(state, labels)
+            iterations += more
+        state = self._drawn(state, int(rng.integers(2**32)))
         moved = float((state.theta - self.prior_theta).norm())
         return state, Info({"iterations": iterations, "objective": objective, "moved": moved})
 
@@ -201,17 +212,36 @@ class Linearised:
     def _bias_unit(self) -> float:
         return self.bias_std / self.prior_std
 
-    def _append(self, state: State, structures: list[Structure]) -> State:
-        for group in _grouped(structures, BLOCK_ROWS):
-            fresh = torch.cat([self._rows_of(structure) for structure in group])
-            level = torch.full((len(fresh),), self.noise_force, dtype=torch.float64)
-            starts = np.cumsum([0, *(1 + 3 * len(s) for s in group[:-1])])
-            level[starts] = self.noise_energy
-            rows = state.rows.extended(fresh)
-            factor = _bordered_factor(state.factor, rows.products(fresh), level / self.prior_std)
-            noise = torch.cat([state.noise, level])
-            state = replace(state, rows=rows, noise=noise, factor=factor)
-        return state
+    def _to_take(self, state: State, labels: LabelSet) -> dict[int, Structure]:
+        """Return the new labels, and those whose rows were taken farthest from the weights."""
+        known = len(state.rows.blocks)
+        total = sum(1 + 3 * len(s) for s in labels.structures)
+        drift = [float((state.theta - at).norm()) for at in state.rows.taken]
+        oldest = sorted(range(known), key=lambda k: -drift[k])[: RENEWED // total]
+        moved = [k for k in oldest if drift[k] > 0]
+        return {k: labels.structures[k] for k in (*moved, *range(known, len(labels)))}
+
+    def _taken(self, state: State, structures: dict[int, Structure]) -> State:
+        """Take the rows of these labels at the weights of `state`, which must be active."""
+        if not structures:
+            return state
+        old = len(state.rows)
+        blocks = {k: self._rows_of(structure) for k, structure in structures.items()}
+        rows = state.rows.with_blocks(blocks, state.theta)
+        noise = torch.full((len(rows),), self.noise_force, dtype=torch.float64)
+        noise[[rows.of(k).start for k in range(len(rows.blocks))]] = self.noise_energy
+        products = rows.products(list(blocks))
+        index = torch.cat([torch.arange(len(rows))[rows.of(k)] for k in blocks])
+        gram = torch.zeros(len(rows), len(rows), dtype=torch.float64)
+        gram[:old, :old] = state.gram
+        gram[:, index] = products
+        gram[index] = products.T
+        level = torch.diag((noise / self.prior_std) ** 2)
+        if int(index.min()) >= old:
+            factor = _bordered_factor(state.factor, (gram + level)[:, old:])
+        else:
+            factor = torch.linalg.cholesky(gram + level)
+        return replace(state, rows=rows, gram=gram, noise=noise, factor=factor)
 
     def _rows_of(self, structure: Structure) -> torch.Tensor:
         """∂(E, F)/∂(θ, bias) of one structure, (1 + 3N, P + 1)."""
@@ -348,36 +378,22 @@ class Linearised:
         base = self.init(np.random.default_rng(0))
         state = replace(base, theta=tensors["theta"], bias=float(tensors["bias"][0]))
         self.activate(state)
-        state = replace(self._append(state, list(labels.structures)), n_labels=len(labels))
+        for start in range(0, len(labels), GROUP):
+            group = range(start, min(start + GROUP, len(labels)))
+            state = self._taken(state, {k: labels.structures[k] for k in group})
+        state = replace(state, n_labels=len(labels))
         seed = int(tensors["seed"][0])
         if "directions" in tensors:
             return replace(state, directions=tensors["directions"], seed=seed)
         return self._drawn(state, seed)
 
 
-def _grouped(structures: list[Structure], limit: int) -> list[list[Structure]]:
-    """Return the structures in groups of at most `limit` rows together, or of one structure."""
-    groups: list[list[Structure]] = []
-    size = limit + 1
-    for structure in structures:
-        rows = 1 + 3 * len(structure)
-        if size + rows > limit:
-            groups.append([])
-            size = 0
-        groups[-1].append(structure)
-        size += rows
-    return groups
-
-
-def _bordered_factor(
-    factor: torch.Tensor, products: torch.Tensor, noise: torch.Tensor
-) -> torch.Tensor:
-    """Return the Cholesky factor (R, R) of a matrix grown by `products` and diagonal `noise`²."""
-    old, new = len(factor), len(noise)
-    corner = 0.5 * (products[old:] + products[old:].T) + torch.diag(noise**2)
-    border = torch.linalg.solve_triangular(factor, products[:old], upper=False)
-    out = torch.zeros(old + new, old + new, dtype=factor.dtype)
+def _bordered_factor(factor: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """Return the Cholesky factor of a matrix grown by `columns` (R + M, M) and their mirror."""
+    old = len(factor)
+    border = torch.linalg.solve_triangular(factor, columns[:old], upper=False)
+    out = torch.zeros(len(columns), len(columns), dtype=factor.dtype)
     out[:old, :old] = factor
     out[old:, :old] = border.T
-    out[old:, old:] = torch.linalg.cholesky(corner - border.T @ border)
+    out[old:, old:] = torch.linalg.cholesky(columns[old:] - border.T @ border)
     return out

@@ -33,27 +33,39 @@ def make(members=2000, **options):
 
 
 def dense(rows):
-    return torch.cat([block for _, block in rows.blocks()])
+    return torch.cat(rows.blocks)
 
 
-def test_rows_in_blocks_are_the_matrix_they_stand_for(rng, monkeypatch):
-    monkeypatch.setattr(linearised, "BLOCK_ROWS", 7)
-    monkeypatch.setattr(linearised, "BLOCK_COLUMNS", 4)
+def test_gram_and_factor_are_those_of_the_rows_whatever_was_renewed(rng, monkeypatch):
+    monkeypatch.setattr(linearised, "COLUMNS", 2)
+    monkeypatch.setattr(linearised, "RENEWED", 90)
     posterior = make(members=3)
     structures = clusters(rng, 5)
-    state = posterior.init(rng)
+    state, before = posterior.init(rng), []
     for n in (2, 3, 5):
         state, _ = posterior.update(state, labelled(structures[:n]), rng)
+        before.append(state.rows.taken)
     J = dense(state.rows).double()
     assert J.shape == (sum(1 + 3 * len(s) for s in structures), 3)
+    torch.testing.assert_close(state.gram, J @ J.T)
+    K = state.gram + torch.diag((state.noise / S) ** 2)
+    torch.testing.assert_close(state.factor, torch.linalg.cholesky(K))
     weights = torch.randn(len(J), 2, dtype=torch.float64)
     torch.testing.assert_close(state.rows.transposed(weights).double(), weights.T @ J)
-    vectors = torch.randn(3, 2, dtype=J.dtype)
-    torch.testing.assert_close(
-        (state.rows @ vectors.to(dense(state.rows).dtype)).double(), J @ vectors
-    )
-    K = J @ J.T + torch.diag((state.noise / S) ** 2)
-    torch.testing.assert_close(state.factor, torch.linalg.cholesky(K))
+    renewed = [a is not b for a, b in zip(before[1], before[2], strict=False)]
+    assert 0 < sum(renewed) < 3  # some of the three old labels, not all
+
+
+def test_renewed_rows_are_those_at_the_weights_of_the_moment(rng):
+    posterior = make(members=3)
+    labels = labelled(clusters(rng, 4))
+    state, _ = posterior.update(posterior.init(rng), labels, rng)
+    state, _ = posterior.update(state, labels, rng)
+    for block, theta, structure in zip(
+        state.rows.blocks, state.rows.taken, labels.structures, strict=True
+    ):
+        posterior.potential.set_theta(theta)
+        torch.testing.assert_close(block[:, :-1], posterior.potential.rows(structure))
 
 
 def test_variances_equal_the_closed_form(rng):
@@ -61,7 +73,7 @@ def test_variances_equal_the_closed_form(rng):
     labels = labelled(clusters(rng, 3))
     state, _ = posterior.update(posterior.init(rng), labels, rng)
     test = clusters(rng, 1)[0]
-    J = dense(state.rows)[:, :-1]  # kept rows, taken at the prior's weights
+    J = dense(state.rows)[:, :-1]
     precision = torch.diag(1 / state.noise**2)
     C = torch.linalg.inv(J.T @ precision @ J + torch.eye(2, dtype=J.dtype) / S**2)
     rows = posterior.potential.rows(test)
