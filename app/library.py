@@ -149,12 +149,17 @@ class Library:
         Raises:
             InputError: not a name, or taken.
         """
-        directory = self._directory(name)
+        directory = self.directory(name)
         if os.path.lexists(directory):
             raise InputError(f"There is a campaign named {name!r} already; choose another name.")
         return directory
 
-    def _directory(self, name: str) -> Path:
+    def directory(self, name: str) -> Path:
+        """Return where a campaign of that name is, or would be.
+
+        Raises:
+            InputError: not a name.
+        """
         if not NAME.fullmatch(name):
             raise InputError(
                 f"{name!r} cannot be a name: it begins with a letter or digit and holds up to 60 "
@@ -190,7 +195,7 @@ class Library:
         Raises:
             CampaignError: it cannot be read.
         """
-        source = self._directory(name)
+        source = self.directory(name)
         with CampaignReader(source) as reader:
             settings, structure = reader.state().settings, reader.structure
         directory = self.new_directory(self.free_name(_base(name)))
@@ -208,7 +213,7 @@ class Library:
         Raises:
             InputError: not a name, or taken. CampaignError: a worker is at work on it.
         """
-        source, target = self._directory(name), self.new_directory(new)
+        source, target = self.directory(name), self.new_directory(new)
         with self._held(source):
             source.rename(target)
             _follow_file(source, target)
@@ -220,7 +225,7 @@ class Library:
         Raises:
             CampaignError: there is none of that name, or a worker is at work on it.
         """
-        source = self._directory(name)
+        source = self.directory(name)
         if not (source / store.DATABASE).is_file():
             raise CampaignError(f"{name!r} holds no campaign; remove the folder yourself.")
         trash = self.folder / TRASH

@@ -6,8 +6,6 @@ from app import state as app_state
 from app.lease import Lease
 from app.seat import Seat
 from app.views.controls import Controls
-from app.views.tuning import ENERGY, MODE, Tuning
-from core.campaign import events as ev
 
 from .test_wording import glance
 
@@ -31,18 +29,3 @@ def test_controls_offer_what_the_phase_allows(campaign):
     assert "UNTRUSTED" not in view._state.object
     view.update(glance(failure="broken"))
     assert (view._main.label, view._step.disabled) == ("Try again", True)
-
-
-def test_tuning_posts_what_a_person_changed_and_nothing_else(campaign):
-    posted, warned = [], []
-    view = Tuning(campaign, posted.append, warned.append)
-    view.update(campaign.glance())
-    assert posted == [] and view._inputs[ENERGY].value == 0.2
-    view._inputs[MODE].value = "approve"
-    assert len(posted) == 1
-    command = campaign.reader.command(posted[0]).command
-    assert isinstance(command, ev.ChangeSetting) and command.value == "approve"
-    view._inputs[ENERGY].value = -1.0
-    assert len(posted) == 1 and "greater than 0" in warned[0]
-    view.update(campaign.glance())
-    assert view._inputs[ENERGY].value == 0.2
