@@ -22,6 +22,8 @@ KINDS = ("untrusted", "trusted", "flagged")
 CHUNK = 2000
 BUDGET_S = 0.03
 """Frames read at once, and the time one look may take."""
+COORDINATES = 16
+"""Internal coordinates kept; the one asked for longest ago goes first."""
 FRESH_S = 0.1
 """Looks within this time read nothing."""
 
@@ -41,8 +43,9 @@ class Series:
         self._lock = threading.Lock()
         self._looked = 0.0
         self._size = 0
-        self._ints = {name: np.zeros(1024, np.int64) for name in ("id", "step", "kind", "rewound")}
-        self._floats = {name: np.zeros(1024) for name in NUMBERS}
+        whole = ("id", "step", "kind", "rewound")
+        self._ints: dict[str, np.ndarray] = {name: np.zeros(1024, np.int64) for name in whole}
+        self._floats: dict[str, np.ndarray] = {name: np.zeros(1024) for name in NUMBERS}
         self._coordinates: dict[tuple[int, ...], np.ndarray] = {}
         self._last_step = -1
         self.version = 0
@@ -129,7 +132,10 @@ class Series:
             start = time.monotonic()
             while len(known) < self._size and time.monotonic() - start < BUDGET_S:
                 known = np.concatenate([known, self._values_after(len(known), key)])
+            self._coordinates.pop(key, None)
             self._coordinates[key] = known
+            for oldest in list(self._coordinates)[:-COORDINATES]:
+                del self._coordinates[oldest]
             return known
 
     def _values_after(self, start: int, atoms: tuple[int, ...]) -> np.ndarray:
@@ -158,9 +164,9 @@ def extremes(columns: Sequence[np.ndarray], bins: int) -> np.ndarray:
     first = np.arange(0, padded, width)
     kept = [[0, size - 1]]
     for column in columns:
-        cells = np.full(padded, np.nan)
-        cells[:size] = column
-        cells = cells.reshape(-1, width)
+        values = np.full(padded, np.nan)
+        values[:size] = column
+        cells = values.reshape(-1, width)
         finite = np.isfinite(cells)
         some = finite.any(axis=1)
         kept.append((first + np.where(finite, cells, np.inf).argmin(axis=1))[some])

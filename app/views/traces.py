@@ -98,7 +98,9 @@ class Traces(pn.viewable.Viewer):
         self._campaign, self._selection = campaign, selection
         self._series: Series = campaign.series
         self._drawn = np.zeros(0, np.int64)
-        self._read, self._key = 0, ()
+        self._read = 0
+        self._key: tuple[Any, ...] = ()
+        self._marked: tuple[Any, ...] = ()
         self._queue: tuple[Query, ...] | None = None
         self._labelled: frozenset[int] = frozenset()
         self._palette = theme.LIGHT
@@ -109,10 +111,10 @@ class Traces(pn.viewable.Viewer):
         self._kept, self._gone = ColumnDataSource(empty), ColumnDataSource(empty)
         self._marks = ColumnDataSource(_no_marks(names))
         self.following = True
-        self._x = Range1d(start=0, end=100, min_interval=20)
+        self._x: Any = Range1d(start=0, end=100, min_interval=20)
         self._plots = {
             trace.column: Plot(trace, self._kept, self._gone, self._marks, self._x, self._clicked)
-            for trace in (*TRACES, _coordinate((), campaign.structure))
+            for trace in (_coordinate((), campaign.structure), *TRACES)
         }
         for end in ("start", "end"):
             self._x.on_change(end, self._moved_by_hand)
@@ -224,7 +226,7 @@ class Traces(pn.viewable.Viewer):
 
     def _mark(self) -> None:
         key = (self._queue, self._key, self._palette, tuple(p.top for p in self._plots.values()))
-        if key == getattr(self, "_marked", None):
+        if key == self._marked:
             return
         self._marked = key
         series, p = self._series, self._palette
@@ -321,9 +323,6 @@ class Traces(pn.viewable.Viewer):
         plot.trace = _coordinate(atoms, self._campaign.structure)
         plot.dotted(len(atoms) == 4)
         plot.row.visible = bool(atoms)
-        last = "coordinate" if atoms else "force_bound"
-        for name in ("force_bound", "coordinate"):
-            self._plots[name].show_steps(name == last)
 
     def _value(self, trace: Trace, glance: Glance) -> float:
         """Return what a plot's heading says: of the frame on show, or now."""
@@ -361,15 +360,17 @@ class Plot:
         clicked: Callable[[Plot, Any], None],
     ) -> None:
         self.trace, self.column = trace, trace.column
-        self._x, self._y = x, Range1d(start=0, end=1)
+        self._x: Any = x
+        self._y: Any = Range1d(start=0, end=1)
         pan, wheel = PanTool(dimensions="width"), WheelZoomTool(dimensions="width")
         self.figure = figure(
             x_range=x, y_range=self._y, sizing_mode="stretch_both", tools=[pan, wheel],
             active_drag=pan, active_scroll=wheel, toolbar_location=None, min_border_left=48,
             min_border_right=14, min_border_top=4, min_border_bottom=6, min_height=40,
         )  # fmt: skip
-        self.figure.xgrid.visible = self.figure.xaxis.visible = False
-        self.figure.yaxis.ticker = BasicTicker(desired_num_ticks=3)
+        self.figure.xgrid.visible = False
+        self.figure.xaxis.visible = self.column == TRACES[-1].column  # one for all, at the bottom
+        self.figure.yaxis.ticker = BasicTicker(desired_num_ticks=2)
         self.figure.xaxis.formatter = CustomJSTickFormatter(code=f"return tick{_THOUSANDS}")
         self._lost = self.figure.line("step", self.column, source=gone, line_width=1.2)
         self._line = self.figure.line("step", self.column, source=kept, line_width=1.5)
@@ -378,7 +379,7 @@ class Plot:
             "step", self.column, source=marks, size=8, line_width=1.6, line_color="line",
             fill_color="fill", marker=f"{self.column}_shape",
         )  # fmt: skip
-        self._limit = Span(location=0, dimension="width", line_width=1.3, line_dash="dashed")
+        self._limit: Any = Span(location=0, dimension="width", line_width=1.3, line_dash="dashed")
         self._limit_text = _label(y=0, y_offset=1)
         self._shade = BoxAnnotation(left=0, right=0, fill_alpha=0.14, line_color=None)
         self._here = Span(location=0, dimension="height", line_width=1.2, visible=False)
@@ -436,10 +437,6 @@ class Plot:
         if step is not None:
             self._here.location = step
 
-    def show_steps(self, yes: bool) -> None:
-        """Write the steps below the figure, or leave that to another one."""
-        self.figure.xaxis.visible = yes
-
     def dotted(self, yes: bool) -> None:
         """Draw dots for what jumps from one end of its axis to the other."""
         self._dots.visible = yes
@@ -494,7 +491,7 @@ def _no_marks(names: tuple[str, ...]) -> dict[str, list[Any]]:
 
 def _coordinate(atoms: tuple[int, ...], structure: Structure) -> Trace:
     """Return the trace of the internal coordinate of `atoms`."""
-    title = wording.coordinate(atoms, structure.numbers) if atoms else ""
+    title = wording.coordinate(atoms, structure.numbers.tolist()) if atoms else ""
     digits = 3 if len(atoms) == 2 else 1
     return Trace("coordinate", title, geometry.UNITS.get(len(atoms), ""), digits)
 

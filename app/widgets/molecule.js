@@ -395,7 +395,7 @@ function measuring(model, words, clear) {
     const { picked, symbols } = model, kind = KINDS[picked.length];
     measure.hidden = !picked.length;
     const names = picked.map((i) => `${symbols[i]}${i + 1}`).join("–");
-    const words = kind ? `${kind[0]} ${names}` : `${names} · pick another atom to measure`;
+    const words = kind ? `${kind[0]} ${names}` : `${names} · pick another atom`;
     if (said.textContent !== words) said.textContent = words;
     value.textContent = text;
     trace.hidden = value.hidden = !kind;
