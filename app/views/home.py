@@ -27,7 +27,8 @@ _CSS = """
 @media (max-width: 620px) { :host { padding: 14px 12px; gap: 12px; } }
 """
 _HEAD_CSS = """
-:host { display: flex !important; flex-wrap: wrap; gap: 10px 12px; align-items: center; }
+:host { display: flex !important; flex-flow: row wrap !important; gap: 10px 12px;
+  align-items: center; }
 .scroll-button { display: none !important; } .grow { flex: 1 1 220px; }
 """
 _TITLE_CSS = """
@@ -36,11 +37,11 @@ h1 { margin: 0; font-size: 22px; font-weight: 650; letter-spacing: -0.01em; line
 p { margin: 2px 0 0; font-size: 13px; color: var(--fw-muted); overflow-wrap: anywhere; }
 """
 _NOTE_CSS = """
-:host { display: flex !important; align-items: center; gap: 12px; padding: 6px 14px; }
+:host { align-items: center; gap: 12px; padding: 6px 14px; }
 .scroll-button { display: none !important; }
 """
 _GRID_CSS = """
-:host { display: grid !important; gap: 14px;
+:host { display: grid !important; gap: 14px; grid-auto-rows: max-content;
   grid-template-columns: repeat(auto-fill, minmax(min(340px, 100%), 1fr)); }
 .scroll-button { display: none !important; }
 """

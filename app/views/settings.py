@@ -21,7 +21,7 @@ from core.errors import SettingsError
 
 _CSS = """
 :host { padding: 16px 18px 18px; gap: 14px; overflow: auto; display: flex !important; }
-.scroll-button { display: none !important; }
+.scroll-button { display: none !important; } .part { flex: none !important; }
 """
 _TEXT_CSS = """
 h2 { margin: 0; font-size: 15px; font-weight: 600; line-height: 1.4; }
@@ -54,8 +54,9 @@ class Settings(pn.viewable.Viewer):
         self._shown = campaign.glance().state.settings
         self._form = Form(self._shown, LIVE, self._change)
         self._fixed = pn.pane.HTML(
-            fixed(self._shown), stylesheets=[_TEXT_CSS], margin=0, sizing_mode="stretch_width"
-        )
+            fixed(self._shown), stylesheets=[_TEXT_CSS], margin=0, sizing_mode="stretch_width",
+            css_classes=["part"],
+        )  # fmt: skip
         self._download = pmui.FileDownload(
             callback=self._file, filename=f"{campaign.title}.toml", label="Download as TOML",
             size="small", margin=0,
@@ -97,7 +98,9 @@ class Settings(pn.viewable.Viewer):
 
 
 def _text(html: str) -> pn.pane.HTML:
-    return pn.pane.HTML(html, stylesheets=[_TEXT_CSS], margin=0, sizing_mode="stretch_width")
+    return pn.pane.HTML(
+        html, stylesheets=[_TEXT_CSS], margin=0, sizing_mode="stretch_width", css_classes=["part"]
+    )
 
 
 def fixed(given: schema.Settings) -> str:

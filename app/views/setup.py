@@ -16,7 +16,15 @@ import panel_material_ui as pmui
 
 from app import theme, wording
 from app.library import Library, Past, library
-from app.widgets.form import FIELDS, LABEL_ABOVE, SECTIONS, Form, tried
+from app.widgets.form import (
+    FIELDS,
+    LABEL_ABOVE,
+    LABEL_HIDDEN,
+    SECTIONS,
+    SELECT_LABEL_ABOVE,
+    Form,
+    tried,
+)
 from app.widgets.picture import svg
 from app.wording import count, duration
 from core import settings as schema
@@ -76,7 +84,7 @@ CHOSEN = {
 
 _CSS = """
 :host { display: grid !important; gap: 16px; padding: 24px; box-sizing: border-box; width: 100%;
-  max-width: 1180px; margin: 0 auto; align-items: start;
+  max-width: 1180px; margin: 0 auto; align-items: start; grid-auto-rows: max-content;
   grid-template-columns: minmax(0, 1fr) 340px; }
 .scroll-button { display: none !important; }
 .title { grid-column: 1 / -1; } .summary { position: sticky !important; top: 16px; }
@@ -159,8 +167,9 @@ class Setup(pn.viewable.Viewer):
     def _inputs(self) -> None:
         self._how = _options(["Library", "SMILES", "File"], "Structure from")
         self._pick = pmui.Select(
-            label="Molecule", options=list(MOLECULES), value="Ethanol", **_SMALL, sx=LABEL_ABOVE
-        )
+            label="Molecule", options=list(MOLECULES), value="Ethanol", **_SMALL,
+            stylesheets=[SELECT_LABEL_ABOVE],
+        )  # fmt: skip
         self._smiles = _text("SMILES, for example CC(=O)N", max_length=MAX_SMILES)
         self._file = pmui.FileInput(
             label=f"Drop a structure file here, or choose one (at most {MAX_UPLOAD_MB} MB)",
@@ -482,8 +491,9 @@ def _text(label: str, **more: Any) -> pmui.TextInput:
 
 def _options(options: list[str], label: str) -> pmui.RadioButtonGroup:
     return pmui.RadioButtonGroup(
-        options=options, value=options[0], label=label, color="primary", **_SMALL
-    )
+        options=options, value=options[0], label=label, color="primary",
+        stylesheets=[LABEL_HIDDEN], **_SMALL,
+    )  # fmt: skip
 
 
 def _card(number: str, title: str, *objects: Any) -> pn.Column:

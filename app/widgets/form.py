@@ -39,10 +39,27 @@ LABEL_ABOVE: dict[str, Any] = {
     ".MuiOutlinedInput-notchedOutline legend": {"display": "none"},
     ".MuiFormHelperText-root": {"margin": "4px 0 0", "fontSize": "11.5px", "lineHeight": 1.35},
 }  # fmt: skip
-"""Inputs whose label stands above them and may take several lines."""
+"""Text inputs whose label stands above them and may take several lines."""
+
+SELECT_LABEL_ABOVE = """
+.MuiInputLabel-root { position: static !important; transform: none !important;
+  white-space: normal !important; line-height: 1.35 !important; font-size: 12.5px !important;
+  margin-bottom: 5px; max-width: none !important; overflow: visible !important; }
+.MuiOutlinedInput-notchedOutline { top: 0 !important; }
+.MuiOutlinedInput-notchedOutline legend { display: none !important; }
+.MuiFormHelperText-root { margin: 4px 0 0 !important; font-size: 11.5px; line-height: 1.35; }
+"""
+"""The same for selects, whose label lies outside what their `sx` reaches."""
+
+LABEL_HIDDEN = """
+.MuiFormLabel-root, .MuiInputLabel-root { position: absolute !important; width: 1px; height: 1px;
+  overflow: hidden; clip-path: inset(50%); white-space: nowrap; }
+"""
+"""A label that only screen readers need, because a heading says the same."""
 
 _CSS = """
 :host { display: grid !important; gap: 16px 20px; align-items: start; width: 100%;
+  grid-auto-rows: max-content; flex: none !important;
   grid-template-columns: repeat(auto-fill, minmax(min(220px, 100%), 1fr)); }
 .scroll-button { display: none !important; }
 """
@@ -107,11 +124,16 @@ class Form(pn.viewable.Viewer):
 def _input(entry: dict[str, Any]) -> Any:
     common: dict[str, Any] = {
         "label": label_of(entry), "size": "small", "margin": 0, "sizing_mode": "stretch_width",
-        "sx": LABEL_ABOVE, "helper_text": hint(entry),
+        "helper_text": hint(entry),
     }  # fmt: skip
     if "enum" in entry:
-        return pmui.Select(options=list(entry["enum"]), value=entry["default"], **common)
-    return pmui.TextInput(placeholder="none" if entry["optional"] else "", **common)
+        return pmui.Select(
+            options=list(entry["enum"]),
+            value=entry["default"],
+            stylesheets=[SELECT_LABEL_ABOVE],
+            **common,
+        )
+    return pmui.TextInput(placeholder="none" if entry["optional"] else "", sx=LABEL_ABOVE, **common)
 
 
 def label_of(entry: dict[str, Any]) -> str:
@@ -127,7 +149,7 @@ def hint(entry: dict[str, Any]) -> str:
     if path in _ENERGIES:
         said = ["kcal/mol, eV or kJ/mol"]
     bounds = [
-        f"{word} {entry[name]:g}"
+        f"{word} {entry[name]:.12g}"
         for name, word in (
             ("exclusiveMinimum", "above"), ("minimum", "at least"),
             ("exclusiveMaximum", "below"), ("maximum", "at most"),
