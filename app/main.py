@@ -270,7 +270,7 @@ def _kept(shown: pmui.Page) -> pmui.Page:
     if location is not None:
 
         def keep(event: param.parameterized.Event) -> None:
-            location.update_query(theme="dark" if event.new else "default")
+            location.update_query(theme="dark" if event.new else "default")  # type: ignore[arg-type]
 
         shown.param.watch(keep, "dark_theme")
     return shown

@@ -23,29 +23,32 @@ from core.campaign.state import LABELLED, Query, State
 from core.structures import rmsd
 
 MODE = "labelling.mode"
+MODES_WIDTH = 262
 
 _CSS = """
-:host { display: grid !important; grid-template-columns: minmax(0, 1fr) minmax(0, 1.15fr);
+:host { display: grid !important; grid-template-columns: minmax(0, 1fr) minmax(0, 1.2fr);
   grid-template-rows: auto minmax(0, 1fr) auto; grid-template-areas: "head head" "list page"
   "sweep sweep"; }
-.queue-head { grid-area: head; border-bottom: 1px solid var(--fw-line); padding: 8px 14px;
-  display: grid !important; grid-template-columns: 1fr auto; align-items: center; gap: 12px; }
+.queue-head { grid-area: head; border-bottom: 1px solid var(--fw-line); padding: 6px 12px 6px 14px;
+  display: grid !important; grid-template-columns: minmax(0, 1fr) auto; align-items: center;
+  gap: 8px 12px; }
 .queue-list { grid-area: list; border-right: 1px solid var(--fw-line); height: 100% !important;
   min-height: 0; }
-.queue-page { grid-area: page; display: grid !important; grid-template-rows: 1fr auto; gap: 8px;
-  padding: 10px 16px 12px; min-height: 0; overflow: auto; }
-.queue-sweep { grid-area: sweep; border-top: 1px solid var(--fw-line); padding: 6px 16px 8px;
-  display: grid !important; grid-template-columns: minmax(120px, 1fr) minmax(0, 1.4fr) auto;
+.queue-page { grid-area: page; display: grid !important; grid-template-rows: minmax(0, 1fr) auto;
+  gap: 8px; padding: 10px 16px 12px; min-height: 0; }
+.queue-sweep { grid-area: sweep; border-top: 1px solid var(--fw-line); padding: 4px 16px 6px;
+  display: grid !important; grid-template-columns: minmax(120px, 1fr) minmax(0, 1.3fr) auto;
   align-items: center; gap: 18px; }
 @media (max-width: 620px) {
   :host { grid-template-columns: minmax(0, 1fr); grid-template-rows: auto auto 190px auto;
     grid-template-areas: "head" "page" "list" "sweep"; }
-  .queue-head { grid-template-columns: 1fr; }
+  .queue-head { grid-template-columns: minmax(0, 1fr); }
   .queue-list { border-right: none; border-top: 1px solid var(--fw-line); }
-  .queue-sweep { grid-template-columns: 1fr; gap: 4px; } }
+  .queue-sweep { grid-template-columns: minmax(0, 1fr); gap: 4px; } }
 """
 
 _TEXT_CSS = """
+:host { overflow: auto; min-height: 0; }
 h2 { margin: 0; font-size: 14px; font-weight: 600; line-height: 1.4; display: flex; gap: 10px;
   align-items: baseline; }
 h2 span { color: var(--fw-muted); font-size: 12px; font-weight: 400; }
@@ -73,8 +76,9 @@ class Queue(pn.viewable.Viewer):
         self._head = _text()
         modes = {word: mode for mode, word in wording.MODES.items()}
         self._mode = pmui.RadioButtonGroup(
-            options=modes, value="threshold", color="primary", size="small", margin=0
-        )
+            options=modes, value="threshold", color="primary", size="small", margin=0,
+            width=MODES_WIDTH, sx={".MuiToggleButton-root": {"whiteSpace": "nowrap", "py": "4px"}},
+        )  # fmt: skip
         self._mode.param.watch(self._change_mode, "value")
         self._rows = Rows(
             label="Flagged frames", css_classes=["queue-list"], margin=0,
@@ -106,7 +110,6 @@ class Queue(pn.viewable.Viewer):
             pn.Column(self._head, self._mode, margin=0, css_classes=["queue-head"]),
             self._rows,
             pn.Column(self._text, buttons, margin=0, css_classes=["queue-page"]),
-            self._strip,
             margin=0, css_classes=["queue"], stylesheets=[theme.CARD, _CSS],
         )  # fmt: skip
 
@@ -135,8 +138,9 @@ class Queue(pn.viewable.Viewer):
             rows=[self._row(glance, q) for q in listed(state)], empty=_nothing(glance)
         )
         self._detail(glance)
-        waiting = len(state.ids("waiting"))
-        self._strip.visible = waiting > 1 and state.trusted
+        sweeping = len(state.ids("waiting")) > 1 and state.trusted
+        if sweeping != (self._strip in self._layout):
+            (self._layout.append if sweeping else self._layout.remove)(self._strip)
         self._preview()
 
     def _detail(self, glance: Glance) -> None:
