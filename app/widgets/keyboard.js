@@ -48,6 +48,12 @@ export function render({ model, el }) {
     model.send_msg({ key });
   };
   document.addEventListener("keydown", listen);
-  model.on("remove", () => document.removeEventListener("keydown", listen));
-  model.send_msg({ secret: secret() });
+  const mine = secret();
+  const tell = () => (model.known ? clearInterval(timer) : model.send_msg({ secret: mine }));
+  const timer = setInterval(tell, 300); // what is sent before the page is connected is lost
+  tell();
+  model.on("remove", () => {
+    document.removeEventListener("keydown", listen);
+    clearInterval(timer);
+  });
 }

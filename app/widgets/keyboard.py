@@ -19,6 +19,8 @@ class Keyboard(JSComponent):
 
     keys = param.List(item_type=str, doc='Keys as the browser names them: "a", "ArrowDown", "?".')
 
+    known = param.Boolean(False, doc="The secret has arrived.")
+
     _esm = Path(__file__).parent / "keyboard.js"
 
     def __init__(
@@ -34,5 +36,6 @@ class Keyboard(JSComponent):
         key, secret = data.get("key"), data.get("secret")
         if isinstance(key, str) and key in self.keys:
             self._pressed(key)
-        if isinstance(secret, str) and 16 <= len(secret) <= 64:
+        if isinstance(secret, str) and 16 <= len(secret) <= 64 and not self.known:
+            self.known = True
             self._identified(secret)
