@@ -8,7 +8,7 @@ from scipy.spatial.transform import Rotation
 
 from core import structures
 from core.errors import StructureError
-from core.structures import Structure, from_bytes, rmsd
+from core.structures import Structure, rmsd
 
 
 class Bomb:

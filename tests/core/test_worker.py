@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from core import worker
+from core import settings, worker
 from core.campaign import events as ev
 from core.campaign.loop import replay
 from core.campaign.reader import CampaignReader, Commander
@@ -222,3 +222,32 @@ def test_twenty_kills_of_label_processes_lose_nothing(directory, handle):
     handle.stop()
     assert killed >= 20
     check_nothing_lost(directory)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_twenty_kills_of_a_worker_with_mace_and_xtb_lose_nothing(tmp_path):
+    pytest.importorskip("tblite")
+    given = settings.from_dict(
+        {
+            "structure": {"name": "CH3CH2OH"},
+            "dynamics": {"temperature_K": 300, "steps": 100_000},
+            "labelling": {"reference": "gfn2-xtb"},
+        }
+    )
+    directory = tmp_path / "ethanol"
+    worker.prepare(directory, given)
+    handle = WorkerHandle(directory)
+    try:
+        Commander(directory).post(ev.ChangeSetting(path="trust.confidence", value=0.9))
+        victim = kill_at_random(
+            directory, handle, 20, lambda h: [h.pid] if h.pid else [], (6.0, 20.0)
+        )
+        assert victim == 20
+        Commander(directory).post(ev.ChangeSetting(path="dynamics.steps", value=1))
+        state = wait(directory, lambda s: s.phase in ("finished", "paused"))
+        handle.stop()
+    finally:
+        handle.kill()
+    check_nothing_lost(directory)
+    assert state.trusted and state.n_labels > 20 and state.settings.trust.confidence == 0.9
