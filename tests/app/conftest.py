@@ -72,7 +72,8 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Directory of a campaign that ran some hundred steps to its end; do not change it."""
     folder = tmp_path_factory.mktemp("ran")
     directory = argon_campaign(folder, energy="0.05 kcal/mol", steps=800)
-    assert worker.run_inline(directory).phase == "finished"
+    ended = worker.run_inline(directory)
+    assert ended.phase == "finished", ended.paused
     return directory
 
 
