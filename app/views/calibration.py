@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from html import escape
+from typing import Any
 
 import numpy as np
 import panel as pn
@@ -64,7 +65,7 @@ class Calibration(pn.viewable.Viewer):
         self._snapshots: list[Snapshot] = []
         self._trace: whatif.Trace | None = None
         self._cost: whatif.Cost | None = None
-        self._asked: tuple[object, ...] = ()
+        self._asked: tuple[Any, ...] = ()
         self._curve: whatif.Curve | None = None
         self._errors, self._reliability = ErrorPlot(), ReliabilityPlot()
         self._note = _text()
@@ -102,8 +103,8 @@ class Calibration(pn.viewable.Viewer):
             self._look(glance)
         asked = (kcal(state.energy_tolerance), state.force_tolerance, self._cost, self._frame_id)
         if asked != self._asked:
-            self._ask(*asked[:2], moved=asked[:1] != self._asked[:1])
-            self._asked = asked
+            moved, self._asked = asked[:1] != self._asked[:1], asked
+            self._ask(moved)
 
     def _judge(self) -> None:
         judged = quality.collect(self._campaign.reader)
@@ -130,8 +131,9 @@ class Calibration(pn.viewable.Viewer):
         if len(fresh):
             self._trace = fresh if self._trace is None else whatif.joined([self._trace, fresh])
 
-    def _ask(self, tolerance: float, force: float | None, *, moved: bool) -> None:
+    def _ask(self, moved: bool) -> None:
         """Compute the curve; `moved` is true where the tolerance in force is another."""
+        tolerance, force, *_ = self._asked
         if self._trace is not None:
             grid = STEPS * tolerance * KCAL_PER_MOL
             self._curve = whatif.curve(self._trace, grid, force, self._cost)
@@ -146,8 +148,8 @@ class Calibration(pn.viewable.Viewer):
 
     def _tell(self) -> None:
         frames = 0 if self._trace is None else len(self._trace)
-        self._head.object = _whatif_head(frames)
-        in_force = self._asked[0] if self._asked else None
+        in_force, force = self._asked[:2] if self._asked else (None, None)
+        self._head.object = _whatif_head(frames, force)
         self._told.object = told(self._curve, self._slider.value, in_force)
 
     def paint(self, palette: theme.Palette) -> None:
@@ -258,8 +260,9 @@ _RELIABILITY_HEAD = (
 )
 
 
-def _whatif_head(frames: int) -> str:
-    seen = f"on {wording.count(frames)} recorded frames, as if labels had changed nothing"
+def _whatif_head(frames: int, force: float | None) -> str:
+    kept = "" if force is None else f", force tolerance {wording.figures(force)} eV/Å"
+    seen = f"on {wording.count(frames)} recorded frames{kept}, as if labels had changed nothing"
     said = seen if frames else _NOTHING
     return f'<div class="head"><b>Another tolerance</b><span>{said}</span></div>'
 
@@ -279,7 +282,7 @@ def table(found: Quality) -> str:
 
 
 def _observed(c: Coverage) -> str:
-    off = "" if c.fits else ' class="off"'
+    off = ' class="off"' if c.high < c.level else ""
     share = "–" if not c.n else f"{100 * c.fraction:.0f} %"
     return f"<td><span{off}>{share}</span> <small>{c.inside} of {c.n}</small></td>"
 
@@ -295,16 +298,16 @@ def _summary(found: Quality) -> str:
         f"NLL {found.nll:.2f} nats (kcal/mol)",
         f"RMSE {wording.figures(kcal(found.rmse))} kcal/mol",
     ]
-    return " · ".join(parts)
+    return " · ".join(parts).replace("-", "\N{MINUS SIGN}")
 
 
 def _spread(scores: Scores) -> str:
     return f"{scores.mean:.1f} ± {scores.std:.1f}"
 
 
-def told(curve: whatif.Curve | None, chosen: float, in_force: object) -> str:
+def told(curve: whatif.Curve | None, chosen: float, in_force: float | None) -> str:
     """Return labels, time and misses at the tolerance chosen and at the one in force, as HTML."""
-    if curve is None or not isinstance(in_force, float):
+    if curve is None or in_force is None:
         return ""
     rows = [
         _told_row(curve, chosen, f"at {wording.figures(chosen)} kcal/mol"),
@@ -314,11 +317,15 @@ def told(curve: whatif.Curve | None, chosen: float, in_force: object) -> str:
     return f'<table><tr class="rule">{head}</tr>{"".join(rows)}</table>'
 
 
+def _few(expected: float) -> str:
+    return wording.figures(expected) if expected >= 0.01 else "below 0.01"
+
+
 def _told_row(curve: whatif.Curve, tolerance: float, name: str) -> str:
     at = int(np.argmin(np.abs(curve.tolerances - tolerance * KCAL_PER_MOL)))
     cells = (
         wording.count(int(curve.labels[at])),
         wording.duration(float(curve.seconds[at])),
-        wording.figures(float(curve.misses[at])),
+        _few(float(curve.misses[at])),
     )
     return f"<tr><td>{name}</td>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
