@@ -58,6 +58,11 @@ def answers(reader, tmp_path, change=None, chosen="waiting") -> bytes:
     return file.getvalue().encode()
 
 
+def other_code(atoms, number):
+    """Differ as another program would: the model has learned the teacher itself exactly."""
+    atoms.calc.results["energy"] += 1e-4
+
+
 def test_labels_computed_elsewhere_begin_trust(waiting, tmp_path):
     with CampaignReader(waiting) as reader:
         offer = exchange.read_labels(reader, answers(reader, tmp_path), "back.extxyz")
@@ -87,7 +92,7 @@ def test_a_rejected_frame_is_scored_and_learned_after_all(waiting, tmp_path):
     commander.post(ev.Reject(ids=(4,)))
     worker.run_inline(waiting, until=lambda state: state.query(4).status == "rejected")
     with CampaignReader(waiting) as reader:
-        data = answers(reader, tmp_path, chosen="flagged")
+        data = answers(reader, tmp_path, other_code, chosen="flagged")
         offer = exchange.read_labels(reader, data, "x.xyz")
         assert 4 in offer.ids
         exchange.hand_over(commander, offer, "Ada")
