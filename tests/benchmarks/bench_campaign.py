@@ -39,7 +39,7 @@ SYSTEMS = {
         'energy_tolerance = "0.5 kcal/mol"': "",  # the default, 0.5 kcal/mol √(N/9)
     },
 }
-PERIODS = (200, 100, 50, 33)
+PERIODS = (200, 100, 50, 30)
 AFTER = (10, 50, 150)
 """Label counts at which interventions are given apart."""
 
