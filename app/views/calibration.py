@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import panel as pn
 import panel_material_ui as pmui
-from bokeh.models import BasicTicker, ColumnDataSource, Range1d
+from bokeh.models import BasicTicker, ColumnDataSource, NumeralTickFormatter, Range1d
 from bokeh.plotting import figure
 
 from app import theme, wording
@@ -23,34 +23,42 @@ FRAMES_S = 2.0
 """Seconds between two looks at new frames."""
 BITE = 2000
 """Frames read at once; a long run is caught up with in several looks."""
+SMALLEST_SHOWN = 0.01
+"""Errors below this fraction of the median bound are drawn there; their axis is logarithmic."""
 STEPS = np.linspace(0.1, 4.0, 79)
 """Tolerances of the what-if, as multiples of the one in force."""
 
 _CSS = """
-:host { display: grid !important; grid-template-rows: minmax(150px, 1fr) auto auto; gap: 8px;
+:host { display: grid !important; grid-template-rows: minmax(min-content, 1fr) auto auto; gap: 8px;
   padding: 12px 16px 12px; overflow-y: auto !important; }
 .plots, .table, .whatif { width: auto; margin: 0; }
-.plots { height: auto; min-height: 150px; }
+.plots { height: auto; }
 """
 _PLOTS_CSS = """
 :host { display: grid !important; grid-template-columns: repeat(auto-fit, minmax(220px, 1fr));
   gap: 8px 16px; }
 .scroll-button { display: none !important; }
-.cell { width: auto; height: auto; margin: 0; min-height: 150px; }
+.cell { width: auto; height: auto; margin: 0; min-height: 130px; }
 """
 _TEXT_CSS = """
+:host { color: var(--fw-text); }
 .head { display: flex; align-items: baseline; flex-wrap: wrap; gap: 0 10px; font-size: 13px;
   line-height: 1.4; }
 .head b { font-weight: 600; } .head span, p, small { color: var(--fw-muted); font-size: 12px; }
 p { margin: 6px 0 0; line-height: 1.5; } p.empty { font-size: 13px; max-width: 46ch; }
 table { border-collapse: collapse; font-size: 12.5px; line-height: 1.55; width: 100%;
   font-variant-numeric: tabular-nums; }
-th { color: var(--fw-muted); font-weight: 400; text-align: right; padding: 0 0 0 12px; }
-td { text-align: right; padding: 0 0 0 12px; white-space: nowrap; }
+th { color: var(--fw-muted); font-weight: 400; text-align: right; padding: 0 0 0 8px; }
+td { text-align: right; padding: 0 0 0 8px; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; padding: 0; color: var(--fw-muted); }
 tr.rule > * { border-bottom: 1px solid var(--fw-line); }
 .off { color: var(--fw-bad); }
 """
+_SLIDER_SX: dict[str, Any] = {
+    "& .MuiTypography-root, & .MuiFormLabel-root": {"fontSize": "12.5px"},
+    "& .MuiSlider-markLabel": {"fontSize": "11.5px", "top": "22px"},
+    "& .MuiSlider-root": {"marginBottom": "14px"},
+}
 _NOTHING = "Nothing recorded yet: this begins with the first frames of a trusted model."
 
 
@@ -75,7 +83,8 @@ class Calibration(pn.viewable.Viewer):
         self._head, self._told = _text(), _text()
         self._slider = pmui.FloatSlider(
             label="Energy tolerance, kcal/mol", start=0.05, end=2.0, step=0.025, value=0.5,
-            disabled=True, margin=(0, 8), size="small", sizing_mode="stretch_width",
+            disabled=True, margin=(4, 8, 0, 8), size="small", sizing_mode="stretch_width",
+            sx=_SLIDER_SX,
         )  # fmt: skip
         self._slider.param.watch(lambda event: self._tell(), "value")
         plots = pn.Column(
@@ -159,17 +168,16 @@ class Calibration(pn.viewable.Viewer):
 
 
 class ErrorPlot:
-    """Signed errors against the bound in force then; inside the wedge the bound was kept."""
+    """Size of the errors against the bound in force then; in the shade the bound was kept."""
 
     def __init__(self) -> None:
         self._palette = theme.LIGHT
         self._shown: Judged | None = None
         self._source = ColumnDataSource({name: [] for name in ("bound", "error", "color")})
-        self._x, self._y = Range1d(start=0, end=1), Range1d(start=-1, end=1)
-        self.figure = _figure(self._x, self._y)
+        self._x, self._y = Range1d(start=0.1, end=10), Range1d(start=0.001, end=10)
+        self.figure = _figure(self._x, self._y, scale="log")
         self._kept = ColumnDataSource({"x": [], "y": []})
         self._wedge = self.figure.patch("x", "y", source=self._kept, line_color=None)
-        self._zero = self.figure.line([0, 1e9], [0, 0], line_width=1)
         self.figure.scatter(
             "bound", "error", source=self._source, size=6, fill_color="color", line_color=None,
             fill_alpha=0.85,
@@ -179,26 +187,26 @@ class ErrorPlot:
         """Draw the labels that were judged by a calibration."""
         self._shown = judged
         at = judged.tested
-        bound, error = kcal(judged.bound[at]), kcal(judged.error[at])
-        outside = np.abs(error) > bound
+        bound, error = kcal(judged.bound[at]), kcal(np.abs(judged.error[at]))
+        if not len(bound):
+            return
+        low, high = float(bound.min()) / 1.3, float(bound.max()) * 1.3
+        floor = SMALLEST_SHOWN * float(np.median(bound))
         p = self._palette
         self._source.data = {
-            "bound": bound, "error": error,
-            "color": [p.bad if out else p.accent for out in outside],
-        }  # fmt: skip
-        if len(bound):
-            right = 1.08 * float(bound.max())
-            top = 1.1 * max(right, float(np.abs(error).max()))
-            self._x.end = right
-            self._y.update(start=-top, end=top)
-            self._kept.data = {"x": [0, right, right], "y": [0, right, -right]}
+            "bound": bound,
+            "error": np.maximum(error, floor),
+            "color": [p.bad if out else p.accent for out in error > bound],
+        }
+        self._x.update(start=low, end=high)
+        self._y.update(start=floor / 1.3, end=1.3 * max(high, float(error.max())))
+        self._kept.data = {"x": [low, low, high, high], "y": [floor / 2, low, high, floor / 2]}
 
     def paint(self, palette: theme.Palette) -> None:
         """Take the colours of a mode."""
         self._palette = palette
         theme.style_figure(self.figure, palette)
         self._wedge.glyph.update(fill_color=palette.accent, fill_alpha=0.12)
-        self._zero.glyph.line_color = palette.line
         if self._shown is not None:
             self.show(self._shown)
 
@@ -229,13 +237,17 @@ class ReliabilityPlot:
         self._dots.glyph.update(fill_color=palette.accent, line_color=None)
 
 
-def _figure(x: Range1d, y: Range1d) -> figure:
+def _figure(x: Range1d, y: Range1d, scale: str = "linear") -> figure:
     made = figure(
         x_range=x, y_range=y, sizing_mode="stretch_both", tools="", toolbar_location=None,
+        x_axis_type=scale, y_axis_type=scale,
         min_border_left=34, min_border_right=10, min_border_top=6, min_border_bottom=20,
     )  # fmt: skip
-    made.xaxis.ticker = BasicTicker(desired_num_ticks=5)
-    made.yaxis.ticker = BasicTicker(desired_num_ticks=5)
+    for axis in (made.xaxis, made.yaxis):
+        if scale == "log":
+            axis.formatter = NumeralTickFormatter(format="0.[000]")
+        else:
+            axis.ticker = BasicTicker(desired_num_ticks=5)
     return made
 
 
@@ -247,22 +259,21 @@ def _text(html: str = "", css: str = "") -> pn.pane.HTML:
 
 
 def _cell(head: pn.pane.HTML, plot: figure) -> pn.Column:
-    pane = pn.pane.Bokeh(plot, margin=0, sizing_mode="stretch_both", min_height=120)
+    pane = pn.pane.Bokeh(plot, margin=0, sizing_mode="stretch_both", min_height=105)
     return pn.Column(head, pane, margin=0, css_classes=["cell"])
 
 
 _ERRORS_HEAD = (
-    '<div class="head"><b>Error against bound</b>'
-    "<span>kcal/mol, before each update; shaded: kept</span></div>"
+    '<div class="head"><b>Error against bound</b><span>kcal/mol; shaded: kept</span></div>'
 )
 _RELIABILITY_HEAD = (
-    '<div class="head"><b>Reliability</b><span>coverage observed against expected, %</span></div>'
+    '<div class="head"><b>Reliability</b><span>% observed against expected</span></div>'
 )
 
 
 def _whatif_head(frames: int, force: float | None) -> str:
-    kept = "" if force is None else f", force tolerance {wording.figures(force)} eV/Å"
-    seen = f"on {wording.count(frames)} recorded frames{kept}, as if labels had changed nothing"
+    kept = "" if force is None else f", force {wording.figures(force)} eV/Å"
+    seen = f"on {wording.count(frames)} recorded frames{kept}, the model unchanged"
     said = seen if frames else _NOTHING
     return f'<div class="head"><b>Another tolerance</b><span>{said}</span></div>'
 
@@ -273,10 +284,12 @@ def table(found: Quality) -> str:
     names = [f"{100 * c.level:g} %" for c in found.energy]
     head = "".join(f"<th>{name}</th>" for name in [*names, f"force {100 * found.force.level:g} %"])
     seen = "".join(_observed(c) for c in rows)
+    counts = "".join(f"<td><small>{c.inside} of {c.n}</small></td>" for c in rows)
     ends = "".join(f"<td>{_interval(c)}</td>" for c in rows)
     return (
-        f'<table><tr class="rule"><th>Bounds meant to hold</th>{head}</tr>'
-        f"<tr><td>held</td>{seen}</tr><tr><td>95 % interval</td>{ends}</tr></table>"
+        f'<table><tr class="rule"><th>Bound for</th>{head}</tr>'
+        f"<tr><td>held</td>{seen}</tr><tr><td>labels</td>{counts}</tr>"
+        f"<tr><td>95 % interval</td>{ends}</tr></table>"
         f"<p>{_summary(found)}</p>"
     )
 
@@ -284,7 +297,7 @@ def table(found: Quality) -> str:
 def _observed(c: Coverage) -> str:
     off = ' class="off"' if c.high < c.level else ""
     share = "–" if not c.n else f"{100 * c.fraction:.0f} %"
-    return f"<td><span{off}>{share}</span> <small>{c.inside} of {c.n}</small></td>"
+    return f"<td{off}>{share}</td>"
 
 
 def _interval(c: Coverage) -> str:

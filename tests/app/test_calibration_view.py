@@ -43,8 +43,10 @@ def test_a_campaign_without_labels_says_what_is_missing(argon):
 def test_labels_are_drawn_against_their_bounds(view, learned):
     judged = quality.collect(learned.reader)
     data = view._errors._source.data
-    np.testing.assert_allclose(data["error"], judged.error[judged.tested] / KCAL_PER_MOL)
-    outside = np.abs(data["error"]) > data["bound"]
+    error = np.abs(judged.error[judged.tested]) / KCAL_PER_MOL
+    floor = calibration.SMALLEST_SHOWN * np.median(data["bound"])
+    np.testing.assert_allclose(data["error"], np.maximum(error, floor))
+    outside = error > data["bound"]
     assert [c == theme.LIGHT.bad for c in data["color"]] == outside.tolist()
     assert view._left.visible and view._right.visible and not view._note.visible
     assert len(view._reliability._source.data["observed"]) == len(quality.GRID)
