@@ -8,7 +8,13 @@ from typing import Any
 import numpy as np
 import panel as pn
 import panel_material_ui as pmui
-from bokeh.models import BasicTicker, ColumnDataSource, NumeralTickFormatter, Range1d
+from bokeh.models import (
+    BasicTicker,
+    ColumnDataSource,
+    FixedTicker,
+    NumeralTickFormatter,
+    Range1d,
+)
 from bokeh.plotting import figure
 
 from app import theme, wording
@@ -243,9 +249,11 @@ def _figure(x: Range1d, y: Range1d, scale: str = "linear") -> figure:
         x_axis_type=scale, y_axis_type=scale,
         min_border_left=34, min_border_right=10, min_border_top=6, min_border_bottom=20,
     )  # fmt: skip
-    for axis in (made.xaxis, made.yaxis):
+    for axis, steps in ((made.xaxis, (1, 3)), (made.yaxis, (1,))):
         if scale == "log":
-            axis.formatter = NumeralTickFormatter(format="0.[000]")
+            ticks = [step * 10.0**power for power in range(-4, 4) for step in steps]
+            axis.ticker = FixedTicker(ticks=ticks)
+            axis.formatter = NumeralTickFormatter(format="0.[0000]")
         else:
             axis.ticker = BasicTicker(desired_num_ticks=5)
     return made
