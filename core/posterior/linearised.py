@@ -29,6 +29,8 @@ COLUMNS = 4096
 """Columns of the rows handled at once, so that they stay in the processor's cache."""
 RENEWED = 6000
 """At each update this, divided by the number of rows, is how many old labels' rows are renewed."""
+MOST_RENEWED = 16
+"""Old labels renewed at one update at most, however few rows there are."""
 FIRST_ROUNDS = 3
 """Linearisations of the first update, which moves the weights farthest."""
 GROUP = 9
@@ -217,7 +219,8 @@ class Linearised:
         known = len(state.rows.blocks)
         total = sum(1 + 3 * len(s) for s in labels.structures)
         drift = [float((state.theta - at).norm()) for at in state.rows.taken]
-        oldest = sorted(range(known), key=lambda k: -drift[k])[: RENEWED // total]
+        count = min(RENEWED // total, MOST_RENEWED)
+        oldest = sorted(range(known), key=lambda k: -drift[k])[:count]
         moved = [k for k in oldest if drift[k] > 0]
         return {k: labels.structures[k] for k in (*moved, *range(known, len(labels)))}
 
