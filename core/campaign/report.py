@@ -9,7 +9,6 @@ from typing import Any
 from core.campaign import events as ev
 from core.campaign.reader import CampaignReader
 from core.campaign.state import LABELLED, State
-from core.campaign.store import LabelRow
 from core.units import KCAL_PER_MOL
 
 
@@ -21,7 +20,6 @@ def summary(reader: CampaignReader) -> dict[str, Any]:
     """
     state = reader.state()
     events = [event for _, event in reader.events_since(0)]
-    inside = within_interval(reader.labels(), state)
     kinds = Counter(reader.frames_since(1)["kind"].tolist())
     updates = [e.seconds for e in events if isinstance(e, ev.Updated)][1:]
     return {
@@ -37,7 +35,7 @@ def summary(reader: CampaignReader) -> dict[str, Any]:
         "trusted": state.trusted,
         "untrusted_steps": _untrusted_steps(state, events),
         "checks": dict(kinds),
-        "coverage": sum(inside) / len(inside) if inside else None,
+        "coverage": _coverage(reader, state),
         "intervention_median_s": statistics.median(updates) if updates else None,
         "intervention_max_s": max(updates, default=None),
         "updates": sum(isinstance(e, ev.Updated) for e in events),
@@ -75,14 +73,13 @@ def _untrusted_steps(state: State, events: list[ev.Event]) -> int:
     return state.step
 
 
-def within_interval(labels: list[LabelRow], state: State) -> list[bool]:
-    """Say of each label bought because a frame was flagged if its error kept to the interval."""
+def _coverage(reader: CampaignReader, state: State) -> float | None:
     inside = []
-    for label in labels:
+    for label in reader.labels():
         query = state.query(label.query_id)
         if label.predicted is not None and "initial" not in query.reasons:
             inside.append(abs(label.energy - label.predicted) <= query.energy_bound)
-    return inside
+    return sum(inside) / len(inside) if inside else None
 
 
 def lines(figures: dict[str, Any]) -> list[str]:
