@@ -8,7 +8,6 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -94,25 +93,6 @@ class CampaignReader:
             frame_id, limit,
         )  # fmt: skip
         return {name: _column(name, [row[name] for row in rows]) for name in _SERIES}
-
-    def rewound_frames(self, after_step: int) -> np.ndarray:
-        """Return the ids of frames later than `after_step` that the dynamics went back on."""
-        rows = self._rows(
-            "SELECT id FROM frames WHERE step > ? AND rewound = 1 ORDER BY id", after_step
-        )
-        return np.array([row["id"] for row in rows], dtype=np.int64)
-
-    def positions_since(
-        self, frame_id: int, atoms: Sequence[int], limit: int = -1
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Return ids (F,) and positions (F, A, 3), Å, of A atoms in the frames after `frame_id`."""
-        parts = ", ".join(f"substr(positions, {24 * int(atom) + 1}, 24)" for atom in atoms)
-        rows = self._rows(
-            f"SELECT id, {parts} FROM frames WHERE id > ? ORDER BY id LIMIT ?", frame_id, limit
-        )
-        data = b"".join(part for row in rows for part in tuple(row)[1:])
-        positions = np.frombuffer(data, dtype="<f8").reshape(len(rows), len(atoms), 3)
-        return np.array([row["id"] for row in rows], dtype=np.int64), positions
 
     def frame(self, frame_id: int) -> store.Frame:
         """Return one frame with its arrays.

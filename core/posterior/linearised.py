@@ -4,9 +4,9 @@ Prior N(θ₀, s²) centred on the foundation's weights; labels are an energy an
 J = ∂(E, F)/∂θ with Gaussian noise Σ. With K = s² J Jᵀ + Σ the posterior covariance of θ is
 C = s² (1 - s² Jᵀ K⁻¹ J): the joint energy-force neural tangent kernel. The mean moves by kernel
 steps s² Jᵀ K⁻¹ r on the *exact* residuals r, shortened until the log posterior improves, so
-predictions are never linearised. Rows age as the weights move: at each update those taken
-farthest away are taken anew, as many as the time allows. A constant energy bias of wide prior is
-one more parameter.
+predictions are never linearised. Rows age as the weights move: at each update a bounded number of
+those taken farthest away are taken anew. A constant energy bias of wide prior is one more
+parameter.
 """
 
 from __future__ import annotations

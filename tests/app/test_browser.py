@@ -204,7 +204,7 @@ def test_twenty_kills_of_the_server_lose_no_decision(chromium, launch, argon):
                 if found.is_visible() and found.is_enabled():
                     found.click()
                     clicked += 1
-            time.sleep(moments.uniform(0.0, 1.5))
+            time.sleep(moments.uniform(0.0, 1.5))  # the kill comes at a random moment
             server.kill()
             server.wait()
             assert WorkerHandle(directory).alive  # the simulation does not need the page

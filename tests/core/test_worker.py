@@ -227,7 +227,7 @@ def test_twenty_kills_of_label_processes_lose_nothing(directory, handle):
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_twenty_kills_of_a_worker_with_mace_and_xtb_lose_nothing(tmp_path):
-    pytest.importorskip("tblite")
+    pytest.importorskip("tblite", reason="GFN2-xTB labels need tblite (the xtb extra)")
     given = settings.from_dict(
         {
             "structure": {"name": "CH3CH2OH"},

@@ -72,7 +72,7 @@ def test_unknown_names_and_damaged_configurations_say_so(tmp_path):
 
 
 def test_the_bundled_model_is_small_and_knows_a_molecule_it_was_not_trained_on():
-    pytest.importorskip("tblite")
+    pytest.importorskip("tblite", reason="GFN1-xTB forces need tblite (the xtb extra)")
     from core.assets import asset
     from core.reference import make
     from core.structures import from_name
