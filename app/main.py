@@ -16,6 +16,7 @@ from typing import Any
 
 import panel as pn
 import panel_material_ui as pmui
+from panel.util import edit_readonly
 from tornado.iostream import StreamClosedError
 from tornado.websocket import WebSocketClosedError
 
@@ -114,6 +115,8 @@ class Screen:
             sx=_PAGE_SX,
             favicon=_FAVICON,
         )
+        with edit_readonly(self.page):
+            self.page.busy = False  # else every tick of any page redraws it twice, 18 ms each
         self.page.param.watch(lambda event: self._paint(), "dark_theme")
         self._paint()
         self.tick()

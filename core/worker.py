@@ -1,7 +1,7 @@
 """The worker: one spawned process per campaign, and the handle the app holds on it.
 
 The only module that knows processes; the logic it drives lives in core.campaign.
-`python -m core.worker DIRECTORY` is what `WorkerHandle.start` runs. Loads torch only in there.
+`python -m core.worker DIRECTORY [LOCK]` is what `WorkerHandle.start` runs. Loads torch only in there.
 """
 
 from __future__ import annotations
@@ -56,10 +56,14 @@ def locked(directory: Path) -> Iterator[None]:
                     f"{directory}; stop it first, or watch it with: flywise serve."
                 )
             time.sleep(0.02)
-        handle.truncate(0)
-        handle.write(str(os.getpid()))
-        handle.flush()
+        _sign(handle, os.getpid())
         yield
+
+
+def _sign(handle: IO[str], pid: int) -> None:
+    handle.truncate(0)
+    handle.write(str(pid))
+    handle.flush()
 
 
 def _take(handle: IO[str]) -> bool:
@@ -126,12 +130,16 @@ class WorkerHandle:
             **dict.fromkeys(THREADS, str(threads)),
             "PYTHONPATH": os.pathsep.join(paths),
         }
-        with open(self.directory / LOG, "ab") as log:
+        with open(self.directory / LOCK, "a+") as lock, open(self.directory / LOG, "ab") as log:
+            if not _take(lock):
+                return
+            # The lock goes to the child with the open file: no moment in which nobody holds it.
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "core.worker", str(self.directory)],
+                [sys.executable, "-m", "core.worker", str(self.directory), str(lock.fileno())],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment,
-                start_new_session=True,
+                start_new_session=True, pass_fds=(lock.fileno(),),
             )  # fmt: skip
+            _sign(lock, self._process.pid)
 
     def stop(self, timeout: float = 10.0) -> bool:
         """Ask the worker to keep its point and end; kill it after `timeout` seconds.
@@ -198,15 +206,20 @@ def is_over(state: State) -> bool:
     return state.phase == "finished"
 
 
-def main(directory: str | Path) -> None:
+def main(directory: str | Path, lock: int | None = None) -> None:
     """Run the campaign in this process until it is finished, stopped or fails.
+
+    Args:
+        lock: descriptor of the open lock file, if whoever started this process took the lock.
 
     Raises:
         CampaignError: no campaign there, or another worker runs it.
     """
     from core.campaign.runner import Runner
 
-    with locked(Path(directory)):
+    if lock is not None:
+        os.set_inheritable(lock, False)  # a label process must not keep it
+    with locked(Path(directory)) if lock is None else os.fdopen(lock, "a+"):
         runner = Runner(directory)
         with _signals(runner.leave, signal.SIGTERM, signal.SIGINT):
             supervise(runner, lambda: _work(runner), tell=False)
@@ -313,4 +326,4 @@ def run_inline(
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else None)

@@ -104,11 +104,24 @@ def test_pause_and_a_live_change_survive_a_kill(directory, handle):
 
 def test_one_worker_at_a_time(directory, handle):
     handle.start()
-    wait(directory, lambda s: (directory / worker.LOCK).exists() and worker.holder(directory))
-    assert WorkerHandle(directory).pid == handle.pid
+    assert worker.holder(directory) == handle.pid  # from the first moment, before it opens anything
+    second = WorkerHandle(directory)
+    second.start()
+    assert second.pid == handle.pid
     with pytest.raises(CampaignError, match=f"process {handle.pid}"):
         worker.run_inline(directory)
     assert handle.stop() and worker.holder(directory) is None
+
+
+def test_a_worker_killed_as_it_starts_is_gone_and_can_be_started_again(directory, handle):
+    handle.start()
+    WorkerHandle(directory).kill()
+    handle.kill()
+    assert worker.holder(directory) is None
+    Commander(directory).post(ev.Start())
+    handle.start()
+    wait(directory, lambda s: s.phase == "finished")
+    check_nothing_lost(directory)
 
 
 def test_an_unknown_error_becomes_a_failed_campaign(directory, monkeypatch):
