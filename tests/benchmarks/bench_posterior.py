@@ -9,7 +9,6 @@ the mean over the 20 labels for both. Time is that of one update from the founda
 from __future__ import annotations
 
 import math
-import resource
 import time
 from typing import Any
 
@@ -86,7 +85,6 @@ def measure(kind: str, train: LabelSet, test: LabelSet) -> dict[str, Any]:
     return {
         "update_s": seconds,
         "check_ms": 1e3 * (time.perf_counter() - began) / len(test),
-        "memory_MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         **scores(spreads, test, offset),
     }
 
@@ -112,7 +110,7 @@ def main() -> dict[str, Any]:
         rows[kind] = cell("posterior", kind, lambda kind=kind: measure(kind, train, test))
     columns = (
         "update_s", "energy_rmse_kcal", "force_rmse_meV", "largest_force_error", "energy_nll",
-        "force_nll", "energy_z", "check_ms", "memory_MB",
+        "force_nll", "energy_z", "check_ms",
     )  # fmt: skip
     title = f"Ethanol, 300 K, {LABELS} GFN2-xTB labels, {TESTS} test frames of another run"
     print(
