@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from core import worker
 from core.campaign import events as ev
 from core.campaign import store
+from core.campaign.engine import WHOLE_SNAPSHOTS
 from core.campaign.loop import replay
 from core.campaign.reader import CampaignReader, Commander
 from core.campaign.runner import Runner
@@ -56,6 +58,15 @@ def test_predictions_before_an_update_are_kept_with_the_label(finished):
             if frame.kind == "flagged":
                 assert label.predicted == pytest.approx(frame.energy)
                 assert label.z == pytest.approx((label.energy - frame.energy) / frame.sigma_energy)
+
+
+def test_old_snapshots_keep_their_weights_only(finished):
+    with CampaignReader(finished) as reader:
+        paths = [finished / snapshot.path for snapshot in reader.snapshots()]
+    kept = [sorted(safetensors.numpy.load_file(path)) for path in paths]
+    assert len(paths) > WHOLE_SNAPSHOTS and all("theta" in names for names in kept)
+    whole = ["directions" in names for names in kept]
+    assert whole == [False] * (len(paths) - WHOLE_SNAPSHOTS) + [True] * WHOLE_SNAPSHOTS
 
 
 def test_frames_before_trust_are_marked(finished):
