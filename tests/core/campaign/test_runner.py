@@ -60,9 +60,11 @@ def test_predictions_before_an_update_are_kept_with_the_label(finished):
                 assert label.z == pytest.approx((label.energy - frame.energy) / frame.sigma_energy)
 
 
-def test_old_snapshots_keep_their_weights_only(finished):
-    with CampaignReader(finished) as reader:
-        paths = [finished / snapshot.path for snapshot in reader.snapshots()]
+def test_old_snapshots_keep_their_weights_only(prepared):
+    directory = prepared(labelling__every=20)
+    worker.run_inline(directory)
+    with CampaignReader(directory) as reader:
+        paths = [directory / snapshot.path for snapshot in reader.snapshots()]
     kept = [sorted(safetensors.numpy.load_file(path)) for path in paths]
     assert len(paths) > WHOLE_SNAPSHOTS and all("theta" in names for names in kept)
     whole = ["directions" in names for names in kept]
