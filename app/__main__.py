@@ -10,6 +10,7 @@ import json
 import math
 import runpy
 import sys
+import time
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -26,6 +27,8 @@ Json = Annotated[
     bool, typer.Option("--json", help="Print the figures as one JSON object on the last line.")
 ]
 Campaign = Annotated[Path, typer.Argument(help="Campaign directory.")]
+PATIENCE_S = 10.0
+"""Longest wait for a worker that is at work."""
 
 
 @cli.command()
@@ -117,13 +120,74 @@ def status(directory: Campaign, as_json: Json = False) -> None:
 def export(
     directory: Campaign,
     file: Annotated[Path, typer.Argument(metavar="FILE.extxyz", help="File to write.")],
+    waiting: Annotated[
+        bool, typer.Option("--waiting", help="Only frames that wait, to be labelled elsewhere.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Write labels and trajectory as extended XYZ."""
+    """Write labels and trajectory, or the frames that wait for a label, as extended XYZ."""
+    from core.campaign.exchange import export_frames
     from core.campaign.export import export as export_campaign
+    from core.campaign.reader import CampaignReader
 
-    count = export_campaign(directory, file)
+    if waiting:
+        with CampaignReader(directory) as reader:
+            count = export_frames(reader, file)
+    else:
+        count = export_campaign(directory, file)
     _print({"frames": count, "file": str(file)}, as_json, [f"{count} frames written to {file}"])
+
+
+@cli.command("import")
+def import_labels(
+    directory: Campaign,
+    file: Annotated[Path, typer.Argument(metavar="FILE.extxyz", help="Labels to read.")],
+    energy_unit: Annotated[
+        str | None, typer.Option(help="Unit of the energies: eV, kcal/mol, Hartree, ...")
+    ] = None,
+    force_unit: Annotated[
+        str | None, typer.Option(help="Unit of the forces: eV/A, kcal/mol/A, Hartree/Bohr, ...")
+    ] = None,
+    level: Annotated[
+        str | None, typer.Option(help="Level of theory, as flywise export writes it.")
+    ] = None,
+    who: Annotated[str, typer.Option(help="Name kept beside the labels.")] = "command line",
+    as_json: Json = False,
+) -> None:
+    """Take labels that were computed elsewhere for flagged frames."""
+    from core import worker
+    from core.campaign import exchange
+    from core.campaign.reader import CampaignReader, Commander
+
+    declared = exchange.Declared(energy_unit, force_unit, level)
+    with CampaignReader(directory) as reader:
+        offer = exchange.read_labels(reader, _contents(file), file.name, declared)
+        commander = Commander(directory)
+        number = exchange.hand_over(commander, offer, who)
+        commander.close()
+        outcome = _outcome(reader, number) if worker.holder(directory) is not None else None
+    if outcome not in (None, "done"):
+        raise FlywiseError(f"{file.name}: nothing was imported. {outcome}")
+    when = "taken" if outcome else "kept; the campaign takes them when it runs next"
+    figures = {"labels": len(offer.ids), "queries": offer.ids, "taken": outcome == "done"}
+    _print(figures, as_json, [f"{len(offer.ids)} labels {when}"])
+
+
+def _contents(file: Path) -> bytes:
+    from core.campaign.exchange import MAX_FILE_BYTES
+
+    if not file.is_file():
+        raise InputError(f"There is no file {file}; give the path of an extended XYZ file.")
+    with open(file, "rb") as opened:
+        return opened.read(MAX_FILE_BYTES + 1)
+
+
+def _outcome(reader: Any, command: int) -> str | None:
+    """Return what the worker did about a command, None if it is busy for long."""
+    end = time.monotonic() + PATIENCE_S
+    while (outcome := reader.command(command).outcome) is None and time.monotonic() < end:
+        time.sleep(0.05)
+    return outcome
 
 
 @cli.command()

@@ -1,7 +1,8 @@
 """The page: puts the panels together and keeps them fresh. `serve` offers it on this machine only.
 
 Run by `flywise serve`, which calls `serve`, and by `panel serve app [--args DIRECTORY]`, which
-runs this file once per page.
+runs this file once per page. The address says what a page shows: `?page=home`, `?page=new`,
+`?campaign=NAME` with `&frame=ID`, and `&theme=dark`.
 """
 
 from __future__ import annotations
@@ -10,28 +11,44 @@ import logging
 import os
 import socket
 import sys
+from collections.abc import Callable
 from html import escape
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import panel as pn
 import panel_material_ui as pmui
+import param
 from panel.util import edit_readonly
 from tornado.iostream import StreamClosedError
 from tornado.websocket import WebSocketClosedError
 
 from app import theme, wording
+from app.library import library
+from app.seat import Seat
+from app.selection import Selection
 from app.state import CampaignState, campaign
 from app.state import demo as open_demo
+from app.views.calibration import Calibration
 from app.views.controls import Controls
-from app.views.decision import Decision
+from app.views.home import Home
+from app.views.log import Log
+from app.views.queue import Queue
 from app.views.scene import Scene
+from app.views.settings import Settings
+from app.views.setup import Setup
+from app.views.sharing import SharingLine
+from app.views.shortcuts import Shortcuts
+from app.views.tour import Tour
 from app.views.traces import Traces
-from app.views.tuning import Tuning
-from core.errors import InputError
+from app.widgets.keyboard import Keyboard
+from core.errors import FlywiseError, InputError
 
 TITLE = "Flywise"
 HOST = "127.0.0.1"
+DESK_MS = 2000
+"""Time between two looks at the list of campaigns."""
 FAST_MS = 60
 """Time between two looks at the atoms."""
 SLOW = 3
@@ -40,19 +57,23 @@ SLOW = 3
 _SCREEN_CSS = """
 :host { display: grid !important; box-sizing: border-box; gap: 12px; padding: 12px;
   background: var(--fw-page); width: 100%; height: 100%; min-height: 0; overflow: auto;
-  grid-template-columns: minmax(0, 1.32fr) minmax(430px, 1fr);
-  grid-template-rows: auto minmax(260px, 1fr) 226px auto;
-  grid-template-areas: "controls controls" "scene traces" "scene decision" "scene tuning"; }
+  grid-template-columns: minmax(0, 1.18fr) minmax(500px, 1fr);
+  grid-template-rows: auto minmax(330px, 1fr) minmax(270px, 0.62fr);
+  grid-template-areas: "controls controls" "scene tabs" "scene queue"; }
 .scroll-button { display: none !important; }
-.controls { grid-area: controls; } .scene { grid-area: scene; } .traces { grid-area: traces; }
-.decision { grid-area: decision; } .tuning { grid-area: tuning; }
-.controls, .scene, .traces, .decision, .tuning { width: auto; height: auto; margin: 0; }
+.controls { grid-area: controls; } .scene { grid-area: scene; } .tabs { grid-area: tabs; }
+.queue { grid-area: queue; } .hidden { display: none !important; }
+.controls, .scene, .tabs, .queue { width: auto; height: auto; margin: 0; min-height: 0; }
 @media (max-width: 980px) {
   :host { grid-template-columns: minmax(0, 1fr); align-content: start; gap: 10px; padding: 10px;
-    grid-template-rows: max-content 88vw max-content 430px max-content;
-    grid-template-areas: "controls" "scene" "decision" "traces" "tuning"; }
-  .scene { max-height: 620px; }
+    grid-template-rows: max-content minmax(300px, 96vw) max-content 520px;
+    grid-template-areas: "controls" "scene" "queue" "tabs"; }
+  .scene { max-height: 640px; }
 }
+"""
+
+_DESK_CSS = """
+:host { background: var(--fw-page); width: 100%; height: 100%; overflow: auto; }
 """
 
 _TITLE_CSS = """
@@ -61,6 +82,7 @@ _TITLE_CSS = """
   color: var(--fw-text); }
 .title b { font-size: 17px; font-weight: 650; letter-spacing: -0.01em; }
 .title b i { color: var(--fw-accent); font-style: normal; }
+.title a { color: inherit; text-decoration: none; }
 .title span { font-size: 13.5px; overflow: hidden; text-overflow: ellipsis; }
 .title .muted { color: var(--fw-muted); }
 sub { font-size: 0.75em; line-height: 0; }
@@ -93,30 +115,44 @@ class Screen:
 
     def __init__(self, shown: CampaignState) -> None:
         self._campaign = shown
-        self._commands: list[int] = []
         self._ticks = 0
-        post = self._commands.append
-        self._scene, self._traces = Scene(shown), Traces(shown)
-        controls, decision = Controls(shown, post), Decision(shown, post)
-        tuning = Tuning(shown, post, self._warn)
-        self._slow = (controls, self._traces, decision, tuning)
+        self._seat = Seat(shown, shown.lease, self._warn)
+        self.selection = Selection()
+        self._scene = Scene(shown, self.selection)
+        self._controls = Controls(shown, self._seat)
+        self._queue = Queue(shown, self._seat, self.selection)
+        self._sharing = SharingLine(self._seat)
+        self._shortcuts, tour = Shortcuts(), Tour()
+        self._tabs: dict[str, Any] = {
+            "Traces": Traces(shown, self.selection),
+            "Calibration": Calibration(shown),
+            "Settings": Settings(shown, self._seat.post),
+            "Log": Log(shown),
+        }
+        self._keys = {
+            "a": self._queue.approve, "r": self._queue.reject, "s": self._queue.skip,
+            "u": self._queue.undo, "j": lambda: self._queue.move(1),
+            "k": lambda: self._queue.move(-1), "ArrowDown": lambda: self._queue.move(1),
+            "ArrowUp": lambda: self._queue.move(-1), "p": self._controls.toggle,
+            ".": self._controls.step_on, "l": lambda: self._queue.choose(0),
+            "?": self._shortcuts.toggle,
+        }  # fmt: skip
+        keyboard = Keyboard(
+            self._press, self._seat.identify, keys=list(self._keys), css_classes=["hidden"]
+        )
+        self._tab_bar = pmui.Tabs(
+            *self._tabs.items(), dynamic=True, margin=0, sizing_mode="stretch_both",
+            css_classes=["tabs"], color="primary",
+        )  # fmt: skip
+        self._tab_bar.param.watch(lambda _: self.tick(), "active")
         self._grid = pn.Column(
-            controls, self._scene, self._traces, decision, tuning,
+            self._controls, self._scene, self._tab_bar, self._queue,
+            keyboard, self._shortcuts, tour,
             margin=0, sizing_mode="stretch_both",
         )  # fmt: skip
         self._title = pn.pane.HTML("", margin=0, sizing_mode="stretch_width")
-        self.page = pmui.Page(
-            title="",
-            meta_title=f"{shown.title} · {TITLE}",
-            header=[self._title],
-            main=[self._grid],
-            theme_config={"light": theme.material(theme.LIGHT), "dark": theme.material(theme.DARK)},
-            busy_indicator=None,
-            sx=_PAGE_SX,
-            favicon=_FAVICON,
-        )
-        with edit_readonly(self.page):
-            self.page.busy = False  # else every tick of any page redraws it twice, 18 ms each
+        header = [self._title, self._sharing, tour.button, self._shortcuts.button]
+        self.page = _page(f"{shown.title} · {TITLE}", header, self._grid)
         self.page.param.watch(lambda event: self._paint(), "dark_theme")
         self._paint()
         self.tick()
@@ -126,19 +162,18 @@ class Screen:
         glance = self._campaign.glance()
         self._scene.update(glance)
         if self._ticks % SLOW == 0:
-            for view in self._slow:
+            self._seat.tick()
+            for view in (self._controls, self._queue, self._shown_tab()):
                 view.update(glance)
+            self._sharing.update()
             self._title.object = _heading(self._campaign, glance.state.settings)
-            self._tell_refusals()
         self._ticks += 1
 
-    def _tell_refusals(self) -> None:
-        for command in list(self._commands):
-            outcome = self._campaign.outcome(command)
-            if outcome is not None:
-                self._commands.remove(command)
-                if outcome != "done":
-                    self._warn(outcome)
+    def _shown_tab(self) -> Any:
+        return list(self._tabs.values())[self._tab_bar.active]
+
+    def _press(self, key: str) -> None:
+        self._keys[key]()
 
     def _warn(self, message: str) -> None:
         if pn.state.notifications is not None:
@@ -146,26 +181,118 @@ class Screen:
 
     def _paint(self) -> None:
         palette = theme.palette(bool(self.page.dark_theme))
-        self._grid.stylesheets = [_SCREEN_CSS, theme.variables(palette)]
-        self._title.stylesheets = [_TITLE_CSS, theme.variables(palette)]
+        variables = theme.variables(palette)
+        self._grid.stylesheets = [_SCREEN_CSS, variables]
+        self._title.stylesheets = [_TITLE_CSS, variables]
         self._scene.paint(palette)
-        self._traces.paint(palette)
+        for view in self._tabs.values():
+            if hasattr(view, "paint"):
+                view.paint(palette)
+
+
+class Desk:
+    """A page without a campaign: the home page, or the set-up of a new campaign."""
+
+    def __init__(self, view: Any, what: str) -> None:
+        self._view = view
+        self._frame = pn.Column(view, margin=0, sizing_mode="stretch_both")
+        self._title = pn.pane.HTML(
+            f'<div class="title">{_NAME}<span>{what}</span></div>',
+            margin=0, sizing_mode="stretch_width",
+        )  # fmt: skip
+        self.page = _page(f"{what} · {TITLE}", [self._title], self._frame)
+        self.page.param.watch(lambda event: self._paint(), "dark_theme")
+        self._paint()
+
+    def tick(self) -> None:
+        """Bring the page up to date."""
+        self._view.update()
+
+    def _paint(self) -> None:
+        variables = theme.variables(theme.palette(bool(self.page.dark_theme)))
+        self._frame.stylesheets = [_DESK_CSS, variables]
+        self._title.stylesheets = [_TITLE_CSS, variables]
+
+
+def _page(title: str, header: list[Any], main: Any) -> pmui.Page:
+    shown = pmui.Page(
+        title="",
+        meta_title=title,
+        header=header,
+        main=[main],
+        theme_config={"light": theme.material(theme.LIGHT), "dark": theme.material(theme.DARK)},
+        busy_indicator=None,
+        sx=_PAGE_SX,
+        favicon=_FAVICON,
+    )
+    with edit_readonly(shown):
+        shown.busy = False  # else every tick of any page updates it twice, 18 ms each
+    return shown
+
+
+_NAME = '<a href="?page=home" title="All campaigns"><b>Fly<i>wise</i></b></a>'
 
 
 def _heading(shown: CampaignState, settings: Any) -> str:
     molecule = f"{escape(shown.title)} · {wording.formula(shown.structure.formula)}"
     return (
-        f'<div class="title"><b>Fly<i>wise</i></b><span>{molecule}</span>'
+        f'<div class="title">{_NAME}<span>{molecule}</span>'
         f'<span class="muted">{escape(wording.conditions(settings))}</span></div>'
     )
 
 
-def page(shown: CampaignState) -> pmui.Page:
-    """Return a page on a campaign; it looks after itself until it is closed."""
+def page(default: Callable[[], CampaignState]) -> pmui.Page:
+    """Return what the address asks for; it looks after itself until it is closed.
+
+    Args:
+        default: opens the campaign that is shown where the address names none.
+    """
+    wanted = {key: values[0].decode() for key, values in pn.state.session_args.items() if values}
+    if wanted.get("page") == "home":
+        desk = Desk(Home(_open, lambda: _go("?page=new")), "Campaigns")
+        pn.state.add_periodic_callback(desk.tick, period=DESK_MS)
+        return _kept(desk.page)
+    if wanted.get("page") == "new":
+        return _kept(Desk(Setup(_open, lambda: _go("?page=home")), "New campaign").page)
+    try:
+        shown = (
+            campaign(library().directory(name)) if (name := wanted.get("campaign")) else default()
+        )
+    except FlywiseError as error:
+        return _kept(Desk(_lost(str(error)), "Not found").page)
     shown.warm()
     screen = Screen(shown)
     pn.state.add_periodic_callback(screen.tick, period=FAST_MS)
-    return screen.page
+    if pn.state.location is not None:
+        pn.state.location.sync(screen.selection, {"frame": "frame"})
+    return _kept(screen.page)
+
+
+def _kept(shown: pmui.Page) -> pmui.Page:
+    """Keep the theme of a page in its address; the page itself reads it from there."""
+    location = pn.state.location
+    if location is not None:
+
+        def keep(event: param.parameterized.Event) -> None:
+            location.update_query(theme="dark" if event.new else "default")  # type: ignore[arg-type]
+
+        shown.param.watch(keep, "dark_theme")
+    return shown
+
+
+def _open(directory: Path) -> None:
+    _go(f"?campaign={quote(directory.name)}")
+
+
+def _go(search: str) -> None:
+    """Go to another page of the app."""
+    if pn.state.location is not None:
+        pn.state.location.param.update(reload=True, search=search)
+
+
+def _lost(message: str) -> pn.pane.HTML:
+    text = f'<p>{escape(message)}</p><p><a href="?page=home">All campaigns</a></p>'
+    return pn.pane.HTML(text, margin=24)
 
 
 def serve(campaign_dir: Path | None = None, demo: str | None = None, port: int = 5006) -> None:
@@ -176,13 +303,17 @@ def serve(campaign_dir: Path | None = None, demo: str | None = None, port: int =
         InputError: there is no such demo, or the port is taken.
     """
     shown = campaign(campaign_dir) if campaign_dir else open_demo(demo or "ethanol")
+
+    def default() -> CampaignState:
+        return shown if shown.directory.exists() else open_demo(demo or "ethanol")
+
     port = free_port(port)
     shown.warm()
     _extension()
     print(f"{TITLE} shows {shown.directory} on http://localhost:{port}", flush=True)
     print("Ctrl-C ends the page; a campaign that runs goes on.", flush=True)
     pn.serve(
-        {"/": lambda: page(shown)},
+        {"/": lambda: page(default)},
         address=HOST,
         port=port,
         title=TITLE,
@@ -233,4 +364,4 @@ def _has_browser() -> bool:
 
 if __name__.startswith("bokeh_app_"):  # run by `panel serve app`
     _extension()
-    page(campaign(sys.argv[1]) if len(sys.argv) > 1 else open_demo()).servable()
+    page(lambda: campaign(sys.argv[1]) if len(sys.argv) > 1 else open_demo()).servable()

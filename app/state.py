@@ -15,6 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
+from app.lease import Lease
+from app.series import Series
 from core import settings as settings_
 from core.assets import asset
 from core.campaign import events as ev
@@ -97,7 +99,9 @@ class CampaignState:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.reader = CampaignReader(directory)
+        self.series = Series(self.reader)
         self.worker = WorkerHandle(directory)
+        self.lease = Lease()
         self._commander = Commander(directory)
         self._lock = threading.Lock()
         self._glance: Glance | None = None
@@ -174,6 +178,15 @@ class CampaignState:
         state = self.glance().state
         return self._await(ev.Start() if state.phase == "ready" else ev.Resume())
 
+    def worker_log(self, lines: int) -> str:
+        """Return the last lines the worker wrote, "" where there are none."""
+        path = self.directory / LOG
+        if not path.is_file():
+            return ""
+        with open(path, "rb") as file:
+            file.seek(max(0, path.stat().st_size - 200 * lines))
+            return "\n".join(file.read().decode(errors="replace").splitlines()[-lines:])
+
     def _await(self, command: ev.Command) -> int:
         number = self.post(command)
         self._awaited.append(number)
@@ -201,6 +214,12 @@ def campaign(directory: str | Path) -> CampaignState:
         if path not in _open:
             _open[path] = CampaignState(path)
         return _open[path]
+
+
+def forget(directory: Path) -> None:
+    """Let go of a campaign whose directory was moved; pages that show it see its last state."""
+    with _open_lock:
+        _open.pop(directory.resolve(), None)
 
 
 def create(directory: Path, settings: Settings) -> CampaignState:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ase.data import chemical_symbols
+
 from app.state import Glance
+from core import geometry
 from core.campaign.state import Query, State
 from core.settings import Settings
 from core.units import KCAL_PER_MOL
@@ -174,8 +178,25 @@ def reasons(query: Query) -> str:
     return f"{what[0].upper()}{what[1:]} may be off by more than the tolerance."
 
 
+def decider(who: str) -> str:
+    """Say who decided about a frame."""
+    return {"threshold": "automatically", "model": "by the model"}.get(who, f"by {who}")
+
+
 def cost(glance: Glance, frames: int = 1) -> str:
     """Say what labels would cost, from those bought so far."""
     if glance.label_s is None:
         return "not known before the first label"
     return f"about {duration(glance.label_s * frames)}"
+
+
+def frame_status(kind: str, *, rewound: bool = False, labelled: bool = False) -> str:
+    """Return what became of a stored frame: "flagged", "labelled, rewound"."""
+    word = "labelled" if labelled else kind
+    return f"{word}, rewound" if rewound else word
+
+
+def coordinate(atoms: Sequence[int], numbers: Sequence[int]) -> str:
+    """Return "Distance C1–C2" for the internal coordinate of `atoms`; they count from 0."""
+    names = "–".join(f"{chemical_symbols[numbers[i]]}{i + 1}" for i in atoms)
+    return f"{geometry.NAMES[len(atoms)].capitalize()} {names}"

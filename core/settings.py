@@ -14,11 +14,22 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from core.errors import InputError, SettingsError
 from core.structures import Structure, check, from_file, from_name, from_smiles
 from core.units import KCAL_PER_MOL, parse_energy, parse_force
+
+NONE = "none"
+"""How a settings file, which knows no null, says that there is no tolerance."""
 
 
 def _quantity(parse: Any) -> BeforeValidator:
@@ -123,6 +134,11 @@ class TrustSettings(_Section):
     initial_labels: int = Field(8, ge=2, le=200, description="Frames labelled before any trust.")
     initial_stride: int = Field(30, ge=1, le=10_000, description="Steps between those frames.")
 
+    @field_validator("energy_tolerance", "force_tolerance", mode="before")
+    @classmethod
+    def _none(cls, value: Any) -> Any:
+        return None if value == NONE else value
+
     def energy_tolerance_for(self, n_atoms: int) -> float:
         """Return the tolerance of the total energy in eV for a structure of `n_atoms`."""
         if self.energy_tolerance is not None:
@@ -212,9 +228,30 @@ class Settings(_Section):
         """Return the settings as one JSON object, every field written out."""
         return self.model_dump_json()
 
+    def to_toml(self) -> str:
+        """Return the settings as a file that `load` reads, every field written out."""
+        parts = []
+        for section, values in self.model_dump().items():
+            defaults = type(getattr(self, section)).model_fields
+            lines = [
+                f"{name} = {_toml(value)}"
+                for name, value in values.items()
+                if value is not None or defaults[name].default is not None
+            ]
+            parts.append("\n".join([f"[{section}]", *lines]) + "\n")
+        return "\n".join(parts)
+
+
+def _toml(value: str | float | None) -> str:
+    if value is None:
+        return f'"{NONE}"'
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return repr(value)
+
 
 def fields() -> list[dict[str, Any]]:
-    """Return path, type, default, unit, help, bounds and `live` of every field."""
+    """Return path, type, default, unit, help, bounds, `optional` and `live` of every field."""
     listed = []
     for section, info in Settings.model_fields.items():
         schema = info.annotation.model_json_schema()  # type: ignore[union-attr]
@@ -227,6 +264,7 @@ def fields() -> list[dict[str, Any]]:
                     "default": entry.get("default"),
                     "unit": entry.get("unit"),
                     "live": bool(entry.get("live", False)),
+                    "optional": len(types) < len(entry.get("anyOf", [entry])),
                     **{k: v for k, v in types[0].items() if k in _BOUNDS},
                 }
             )
@@ -307,7 +345,7 @@ def structure_of(settings: Settings) -> Structure:
     if given.smiles:
         structure = from_smiles(given.smiles)
     elif given.file:
-        structure = from_file(given.file)
+        return from_file(given.file, charge=given.charge, spin=given.spin)
     elif given.name:
         structure = from_name(given.name)
     else:

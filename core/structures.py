@@ -14,6 +14,7 @@ from pathlib import Path
 import ase
 import ase.build
 import ase.data
+import ase.geometry
 import ase.io
 import ase.neighborlist
 import numpy as np
@@ -170,6 +171,23 @@ def closest_pair(structure: Structure) -> tuple[int, int, float, float] | None:
     return int(i[worst]), int(j[worst]), float(d[worst]), float(limits[worst])
 
 
+def rmsd(structure: Structure, first: np.ndarray, second: np.ndarray) -> float:
+    """Root mean square distance, Å, between positions (N, 3) of the same atoms.
+
+    A molecule is turned and shifted to fit best (Kabsch, doi 10.1107/S0567739476001873); in a
+    periodic structure each atom's shortest displacement counts.
+    """
+    if any(structure.pbc):
+        difference, _ = ase.geometry.find_mic(second - first, structure.cell, structure.pbc)
+        difference = difference - difference.mean(axis=0)
+        return float(np.sqrt((difference**2).sum(axis=1).mean()))
+    a, b = first - first.mean(axis=0), second - second.mean(axis=0)
+    left, sizes, right = np.linalg.svd(a.T @ b)
+    sizes[-1] *= np.sign(np.linalg.det(left @ right))
+    squared = (a**2).sum() + (b**2).sum() - 2 * sizes.sum()
+    return float(np.sqrt(max(squared, 0.0) / len(a)))
+
+
 def from_smiles(smiles: str, *, seed: int = 1) -> Structure:
     """Embed a SMILES string in space (ETKDG, then MMFF94).
 
@@ -223,8 +241,13 @@ def from_name(name: str) -> Structure:
     return check(from_atoms(atoms, charge=0, spin=spin))
 
 
-def from_file(path: str | Path, *, index: int = 0) -> Structure:
+def from_file(
+    path: str | Path, *, index: int = 0, charge: int | None = None, spin: int | None = None
+) -> Structure:
     """Read one structure from a file in one of `FORMATS`.
+
+    Args:
+        charge: total charge, e; None for what the file says, else 0. spin: likewise.
 
     Raises:
         StructureError: missing, empty, too large, of another format, or not parseable.
@@ -234,10 +257,17 @@ def from_file(path: str | Path, *, index: int = 0) -> Structure:
         raise StructureError(f"There is no file {path}; give the path of a structure file.")
     if path.stat().st_size > MAX_FILE_BYTES:
         raise StructureError(f"{path.name} is larger than {MAX_FILE_BYTES >> 20} MB.")
-    return from_bytes(path.read_bytes(), path.name, index=index)
+    return from_bytes(path.read_bytes(), path.name, index=index, charge=charge, spin=spin)
 
 
-def from_bytes(data: bytes, filename: str, *, index: int = 0) -> Structure:
+def from_bytes(
+    data: bytes,
+    filename: str,
+    *,
+    index: int = 0,
+    charge: int | None = None,
+    spin: int | None = None,
+) -> Structure:
     """Read one structure from an upload; the suffix of `filename` decides the format.
 
     Raises:
@@ -257,7 +287,15 @@ def from_bytes(data: bytes, filename: str, *, index: int = 0) -> Structure:
         raise StructureError(f"{filename} is not a text file; nothing in it was opened.") from error
     if "\0" in text:
         raise StructureError(f"{filename} is not a text file; nothing in it was opened.")
-    return check(from_atoms(_parse(text, filename, FORMATS[suffix], index)))
+    atoms = _parse(text, filename, FORMATS[suffix], index)
+    try:
+        structure = from_atoms(atoms, charge=charge, spin=spin)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise StructureError(
+            f"{filename}: charge and spin must be whole numbers, but the file says "
+            f"charge={atoms.info.get('charge')!r}, spin={atoms.info.get('spin')!r}."
+        ) from error
+    return check(structure)
 
 
 def _parse(text: str, filename: str, fmt: str, index: int) -> ase.Atoms:

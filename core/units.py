@@ -27,6 +27,7 @@ FORCE_UNITS = {
     "meV/A": 1e-3,
     "kcal/mol/Å": KCAL_PER_MOL,
     "kcal/mol/A": KCAL_PER_MOL,
+    "Hartree/Bohr": 27.211386245988 / 0.529177210903,
 }
 
 _QUANTITY = re.compile(r"\s*([-+]?[0-9.]+(?:[eE][-+]?[0-9]+)?)\s*(.*?)\s*")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from html import escape
 
 import panel as pn
 import panel_material_ui as pmui
 
 from app import theme, wording
+from app.seat import Seat
 from app.state import CampaignState, Glance
 from core.campaign import events as ev
 from core.campaign.state import LABELLED
@@ -62,9 +62,9 @@ _BAR_CSS = """
 class Controls(pn.viewable.Viewer):
     """State word, start, pause, step and stop, and the figures of the run."""
 
-    def __init__(self, campaign: CampaignState, posted: Callable[[int], None]) -> None:
+    def __init__(self, campaign: CampaignState, seat: Seat) -> None:
         super().__init__()
-        self._campaign, self._posted = campaign, posted
+        self._campaign, self._seat = campaign, seat
         self._state = pn.pane.HTML(
             "", stylesheets=[_STATE_CSS], margin=0, css_classes=["controls-state"]
         )
@@ -74,15 +74,15 @@ class Controls(pn.viewable.Viewer):
         self._bar = pn.pane.HTML("", stylesheets=[_BAR_CSS], margin=0)
         self._main = pmui.Button(
             label="Start", icon="play_arrow", color="primary", width=112, margin=0,
-            disable_elevation=True, on_click=self._toggle,
+            disable_elevation=True, on_click=lambda _: self.toggle(),
         )  # fmt: skip
         self._step = pmui.Button(
             label=f"{STEP} steps", icon="skip_next", variant="outlined", color="primary", margin=0,
-            width=104, on_click=self._step_on,
+            width=104, on_click=lambda _: self.step_on(),
         )  # fmt: skip
         self._stop = pmui.Button(
             label="Stop", icon="stop", variant="outlined", color="primary", margin=0, width=88,
-            on_click=self._end,
+            on_click=lambda _: self._end(),
         )  # fmt: skip
         buttons = pn.Row(
             self._main, self._step, self._stop, margin=0, css_classes=["controls-buttons"],
@@ -114,25 +114,29 @@ class Controls(pn.viewable.Viewer):
         still = phase in ("ready", "paused", "finished", "failed") or glance.orphaned
         over = phase == "finished" and not glance.state.stopped
         word = "Try again" if phase == "failed" else "Start" if still else "Pause"
-        self._main.param.update(label=word, icon="play_arrow" if still else "pause", disabled=over)
-        self._step.disabled = phase not in ("ready", "paused", "running")
-        self._stop.disabled = phase in ("ready", "finished", "failed")
+        watching = not self._seat.sharing.driving
+        icon = "play_arrow" if still else "pause"
+        self._main.param.update(label=word, icon=icon, disabled=over or watching)
+        self._step.disabled = watching or phase not in ("ready", "paused", "running")
+        self._stop.disabled = watching or phase in ("ready", "finished", "failed")
 
-    def _toggle(self, _: object) -> None:
+    def toggle(self) -> None:
+        """Start, go on, or pause: what the first button says."""
         glance = self._campaign.glance()
         phase = glance.state.phase
         if glance.orphaned:
-            self._campaign.wake()
+            self._seat.wake()
         elif phase in ("ready", "paused", "finished", "failed"):
-            self._posted(self._campaign.go())
+            self._seat.go()
         else:
-            self._posted(self._campaign.post(ev.Pause()))
+            self._seat.post(ev.Pause())
 
-    def _step_on(self, _: object) -> None:
-        self._posted(self._campaign.step_by(STEP))
+    def step_on(self) -> None:
+        """Run a few steps."""
+        self._seat.step_by(STEP)
 
-    def _end(self, _: object) -> None:
-        self._posted(self._campaign.post(ev.Stop()))
+    def _end(self) -> None:
+        self._seat.post(ev.Stop())
 
 
 def _figures(glance: Glance) -> str:

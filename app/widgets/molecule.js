@@ -19,7 +19,19 @@ const CSS = `
 .elements { display: flex; gap: 12px; flex-wrap: wrap; }
 .elements span { display: inline-flex; align-items: center; gap: 5px; }
 .elements i { width: 10px; height: 10px; border-radius: 50%; display: inline-block; }
-.note { left: 18px; top: 18px; right: 180px; }
+.top { left: 18px; top: 16px; right: 150px; display: flex; flex-direction: column; align-items: flex-start; gap: 8px; }
+.measure { display: flex; align-items: center; gap: 4px; padding: 3px 4px 3px 10px; border-radius: 6px; min-height: 26px;
+  background: var(--fw-raised, #eef0f3); color: var(--fw-text, #1b2430); pointer-events: auto; font-variant-numeric: tabular-nums; }
+.measure b { font-weight: 600; margin: 0 6px 0 2px; white-space: nowrap; }
+button { font: inherit; color: var(--fw-accent, #0f6e7c); background: none; border: 0; border-radius: 5px; padding: 4px 7px; cursor: pointer; pointer-events: auto; font-weight: 600; white-space: nowrap; }
+button:hover { background: color-mix(in srgb, currentColor 12%, transparent); }
+button:focus-visible { outline: 2px solid currentColor; outline-offset: -1px; }
+.tools { right: 10px; top: 52px; display: flex; flex-direction: column; gap: 2px; }
+.tools button { width: 32px; height: 32px; padding: 6px; color: var(--fw-muted, #5d6875); }
+.tools svg { display: block; width: 20px; height: 20px; fill: none; stroke: currentColor; stroke-width: 1.6; stroke-linecap: round; stroke-linejoin: round; }
+.picks { inset: 0; width: 100%; height: 100%; overflow: hidden; fill: none; stroke: var(--fw-accent, #0f6e7c); stroke-width: 2.5; }
+.picks line { stroke-dasharray: 5 4; stroke-width: 1.6; }
+.picks text { fill: var(--fw-text, #1b2430); stroke: var(--fw-surface, #fff); stroke-width: 4; paint-order: stroke; font-size: 14px; font-weight: 600; text-anchor: middle; dominant-baseline: middle; }
 .tip { padding: 3px 8px; border-radius: 5px; white-space: nowrap; transform: translate(12px, -50%);
        font-variant-numeric: tabular-nums; }
 [hidden] { display: none !important; }
@@ -55,19 +67,21 @@ function times(v, m) { // row vector times row-major 3x3
   return [0, 1, 2].map((c) => v[0] * m[c] + v[1] * m[3 + c] + v[2] * m[6 + c]);
 }
 
-// A molecule is held in the middle; what is periodic is wrapped into its cell.
-function placed(positions, cell) {
+// Along open directions the atoms are held in the middle; along periodic ones wrapped into the cell.
+function placed(positions, cell, pbc) {
   const out = new Float32Array(positions.length), n = positions.length / 3;
+  const mid = [0, 0, 0];
+  for (let i = 0; i < positions.length; i++) mid[i % 3] += positions[i] / n;
   if (cell.length === 9) {
-    const back = inverse(cell), half = [0, 1, 2].map((c) => (cell[c] + cell[3 + c] + cell[6 + c]) / 2);
+    const back = inverse(cell), middle = times(mid, back);
+    const from = pbc.map((periodic, c) => (periodic ? 0.5 : middle[c]));
     for (let i = 0; i < n; i++) {
-      const s = times(positions.subarray(3 * i, 3 * i + 3), back).map((v) => v - Math.floor(v + 0.06)); // atoms on a face do not jump
-      times(s, cell).forEach((v, c) => { out[3 * i + c] = v - half[c]; });
+      const s = times(positions.subarray(3 * i, 3 * i + 3), back)
+        .map((v, c) => (pbc[c] ? v - Math.floor(v + 0.06) : v) - from[c]); // atoms on a face do not jump
+      times(s, cell).forEach((v, c) => { out[3 * i + c] = v; });
     }
     return out;
   }
-  const mid = [0, 0, 0];
-  for (let i = 0; i < positions.length; i++) mid[i % 3] += positions[i] / n;
   for (let i = 0; i < positions.length; i++) out[i] = positions[i] - mid[i % 3];
   return out;
 }
@@ -75,7 +89,7 @@ function placed(positions, cell) {
 // Pairs (i < j) near enough to be bonded; a bond that exists is kept until it is clearly broken.
 function bonds(positions, radii, before) {
   const n = radii.length, reach = 2 * Math.max(...radii, 0.1) * BREAK, bins = new Map(), found = [];
-  const key = (x, y, z) => `${x},${y},${z}`;
+  const key = (x, y, z) => ((x + 4096) * 8192 + y + 4096) * 8192 + z + 4096;
   const bin = (i) => [0, 1, 2].map((c) => Math.floor(positions[3 * i + c] / reach));
   for (let i = 0; i < n; i++) {
     const k = key(...bin(i));
@@ -92,6 +106,36 @@ function bonds(positions, radii, before) {
       }
   }
   return found;
+}
+
+// ---- measuring --------------------------------------------------------------------------------
+
+const KINDS = { 2: ["Distance", "Å", 3], 3: ["Angle", "°", 1], 4: ["Dihedral", "°", 1] };
+const dot = (a, b) => a[0] * b[0] + a[1] * b[1] + a[2] * b[2];
+const cross = (a, b) => [a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]];
+const norm = (a) => Math.hypot(...a);
+const degrees = (y, x) => (180 / Math.PI) * Math.atan2(y, x);
+
+// The shortest of the images of a vector.
+function nearest(vector, cell, pbc) {
+  if (cell.length !== 9 || !pbc.some(Boolean)) return vector;
+  const s = times(vector, inverse(cell)).map((v, c) => (pbc[c] ? v - Math.round(v) : v));
+  const reach = pbc.map((periodic) => (periodic ? [-1, 0, 1] : [0]));
+  let best = times(s, cell);
+  for (const i of reach[0]) for (const j of reach[1]) for (const k of reach[2]) {
+    const image = times([s[0] + i, s[1] + j, s[2] + k], cell);
+    if (norm(image) < norm(best) - 1e-9) best = image;
+  }
+  return best;
+}
+
+// Distance (Å), angle or dihedral (°) of two to four atoms.
+function coordinate(atoms, positions, cell, pbc) {
+  const at = (i) => positions.subarray(3 * i, 3 * i + 3);
+  const [a, b, c] = atoms.slice(1).map((j, k) => nearest([0, 1, 2].map((x) => at(j)[x] - at(atoms[k])[x]), cell, pbc));
+  if (atoms.length === 2) return norm(a);
+  if (atoms.length === 3) return degrees(norm(cross(a, b)), -dot(a, b));
+  return degrees(dot(a, cross(b, c)) * norm(b), dot(cross(a, b), cross(b, c)));
 }
 
 function edges(cell) {
@@ -191,21 +235,29 @@ function solidScene(NGL, holder) {
         nSticks = s.bonds.length;
         sticks = nSticks ? layer("bonds", new NGL.CylinderBuffer(arrays, {})) : undefined;
       } else if (nSticks) sticks.buffer.setAttributes(arrays);
-      if (!fitted) { fitted = true; this.fit(s); }
+      if (!fitted) { fitted = true; this.fit(s); if (s.camera) this.turn(s.camera); }
       stage.viewer.requestRender();
     },
     fit(s) {
       const v = s.view, m = new NGL.Matrix4();
+      stage.viewerControls.rotate(new NGL.Quaternion().setFromRotationMatrix(stage.viewer.rotationGroup.matrix.clone().invert()));
       m.set(v[0], v[1], v[2], 0, v[3], v[4], v[5], 0, v[6], v[7], v[8], 0, 0, 0, 0, 1);
       stage.autoView();
       stage.viewerControls.rotate(new NGL.Quaternion().setFromRotationMatrix(m));
       stage.viewerControls.zoom(-0.25); // room to move and to stretch
     },
+    // Place on the canvas; depth grows towards the eye; pixels per Å there.
     project(p) {
-      const at = stage.viewerControls.getPositionOnCanvas(new NGL.Vector3(p[0], p[1], p[2]));
-      const depth = new NGL.Vector3(p[0], p[1], p[2]).add(stage.viewer.translationGroup.position).applyMatrix4(stage.viewer.rotationGroup.matrix).z;
-      return { x: at.x, y: canvas.clientHeight - at.y, depth, pixels: 1 / stage.viewerControls.getCanvasScaleFactor(depth) };
+      const viewer = stage.viewer, point = new NGL.Vector3(p[0], p[1], p[2]);
+      const at = stage.viewerControls.getPositionOnCanvas(point);
+      const away = stage.viewerControls.getCameraDistance() + point.add(viewer.translationGroup.position).applyMatrix4(viewer.rotationGroup.matrix).z;
+      const half = Math.tan((viewer.perspectiveCamera.fov * Math.PI) / 360) * away;
+      return { x: at.x, y: canvas.clientHeight - at.y, depth: -away, pixels: viewer.height / 2 / half };
     },
+    onTurn(call) { stage.viewerControls.signals.changed.add(call); },
+    camera: () => Array.from(stage.viewerControls.getOrientation().elements),
+    turn(camera) { stage.viewerControls.orient(new NGL.Matrix4().fromArray(camera)); },
+    image: (factor) => stage.makeImage({ factor, antialias: true, trim: false, transparent: false }),
     paint(background) { stage.setParameters({ backgroundColor: background }); },
     resize() { stage.handleResize(); },
     dispose() { stage.dispose(); },
@@ -216,7 +268,7 @@ function flatScene(holder) {
   const canvas = document.createElement("canvas"), pen = canvas.getContext("2d");
   canvas.style.cssText = "width:100%;height:100%";
   holder.append(canvas);
-  let last, zoom = 40, background = "#ffffff";
+  let last, zoom = 40, background = "#ffffff", ratio = window.devicePixelRatio || 1;
   const flat = (p) => {
     const v = last.view, row = (k) => v[k] * p[0] + v[k + 1] * p[1] + v[k + 2] * p[2];
     return { x: canvas.clientWidth / 2 + zoom * row(0), y: canvas.clientHeight / 2 - zoom * row(3), depth: row(6), pixels: zoom };
@@ -229,7 +281,7 @@ function flatScene(holder) {
       const first = last === undefined;
       last = s;
       if (first) scene.resize();
-      const ratio = window.devicePixelRatio || 1, n = s.radii.length, at = [];
+      const n = s.radii.length, at = [];
       pen.setTransform(ratio, 0, 0, ratio, 0, 0);
       pen.fillStyle = background; pen.fillRect(0, 0, canvas.clientWidth, canvas.clientHeight);
       for (let i = 0; i < n; i++) at.push(flat(s.positions.subarray(3 * i, 3 * i + 3)));
@@ -242,9 +294,19 @@ function flatScene(holder) {
       }
     },
     project: (p) => flat(p),
+    onTurn() {},
+    camera: () => null,
+    turn() {},
+    fit() { scene.resize(); },
+    image(factor) {
+      const before = window.devicePixelRatio || 1;
+      ratio = factor * before; scene.resize();
+      const done = new Promise((resolve) => canvas.toBlob(resolve));
+      ratio = before; scene.resize();
+      return done;
+    },
     paint(color) { background = color; if (last) scene.draw(last); },
     resize() {
-      const ratio = window.devicePixelRatio || 1;
       canvas.width = Math.max(1, canvas.clientWidth * ratio); canvas.height = Math.max(1, canvas.clientHeight * ratio);
       if (!last) return;
       let reach = 1.5;
@@ -259,10 +321,27 @@ function flatScene(holder) {
 
 // ---- words around the picture -----------------------------------------------------------------
 
+const ICONS = {
+  save: '<svg viewBox="0 0 20 20" aria-hidden="true"><path d="M3 6.5h3l1.5-2h5l1.5 2h3v9H3z"/><circle cx="10" cy="10.8" r="2.7"/></svg>',
+  fit: '<svg viewBox="0 0 20 20" aria-hidden="true"><path d="M3 7V3h4M13 3h4v4M17 13v4h-4M7 17H3v-4"/><circle cx="10" cy="10" r="1.6"/></svg>',
+};
+
 function overlays(el) {
-  const add = (name) => { const d = document.createElement("div"); d.className = "overlay " + name; el.append(d); return d; };
-  const legend = add("legend"), note = add("note"), tip = add("tip");
-  tip.hidden = true;
+  const add = (name, parent = el) => { const d = document.createElement("div"); d.className = name; parent.append(d); return d; };
+  const legend = add("overlay legend"), top = add("overlay top"), note = add("note", top), measure = add("measure", top), tools = add("overlay tools"), tip = add("overlay tip");
+  const picks = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+  picks.setAttribute("class", "overlay picks");
+  picks.setAttribute("aria-hidden", "true");
+  legend.before(picks);
+  tip.hidden = measure.hidden = true;
+  const button = (parent, label, inner, click) => {
+    const b = document.createElement("button");
+    b.type = "button"; b.innerHTML = inner; b.title = label;
+    if (inner !== label) b.setAttribute("aria-label", label);
+    b.addEventListener("click", click);
+    parent.append(b);
+    return b;
+  };
   const ink = (dark) => (dark ? { text: "#e4e9ef", muted: "#98a4b1", tip: "#2b3541" } : { text: "#1b2430", muted: "#5d6875", tip: "#ffffff" });
   const number = (v) => String(Number(v.toPrecision(2)));
 
@@ -282,6 +361,7 @@ function overlays(el) {
   function noteOf(model, scene) {
     const flat = scene.kind === "flat" ? "This browser has no WebGL: flat picture, 3D view off. " : "";
     note.textContent = flat + model.note;
+    note.hidden = !note.textContent;
     note.style.color = ink(model.dark).muted;
   }
   function tipAt(model, text, x, y) {
@@ -291,7 +371,47 @@ function overlays(el) {
     tip.textContent = text;
     tip.style.cssText = `left:${x}px;top:${y}px;background:${tone.tip};color:${tone.text};box-shadow:0 1px 5px rgba(0,0,0,.3)`;
   }
-  return { legendOf, noteOf, tipAt };
+
+  // Rings around the picked atoms, lines between them, and the value in the middle.
+  function ringsOf(places, text) {
+    const lines = places.slice(1).map((b, k) => `<line x1="${places[k].x}" y1="${places[k].y}" x2="${b.x}" y2="${b.y}"/>`);
+    const rings = places.map((p) => `<circle cx="${p.x}" cy="${p.y}" r="${p.radius}"/>`);
+    const mid = (axis) => places.reduce((sum, p) => sum + p[axis], 0) / places.length;
+    const label = text ? `<text x="${mid("x")}" y="${mid("y")}">${text}</text>` : "";
+    picks.innerHTML = lines.join("") + rings.join("") + label;
+  }
+  return { legendOf, noteOf, tipAt, ringsOf, button, measure, tools };
+}
+
+// The bar that names what is measured, with its buttons.
+function measuring(model, words, clear) {
+  const { measure, button } = words, said = document.createElement("span"), value = document.createElement("b");
+  said.setAttribute("aria-live", "polite");
+  measure.append(said, value);
+  const trace = button(measure, "Trace", "Trace", () => { model.traced = traced() ? [] : [...model.picked]; });
+  button(measure, "Clear the picked atoms (Escape)", "✕", clear);
+  const traced = () => model.picked.join() === model.traced.join();
+  return (text) => {
+    const { picked, symbols } = model, kind = KINDS[picked.length];
+    measure.hidden = !picked.length;
+    const names = picked.map((i) => `${symbols[i]}${i + 1}`).join("–");
+    const words = kind ? `${kind[0]} ${names}` : `${names} · pick another atom`;
+    if (said.textContent !== words) said.textContent = words;
+    value.textContent = text;
+    trace.hidden = value.hidden = !kind;
+    trace.textContent = traced() ? "Stop trace" : "Trace";
+    trace.title = traced() ? "Remove the trace of this coordinate" : "Draw this coordinate over the run";
+  };
+}
+
+// The camera of each campaign, kept by the browser tab.
+function cameras(key) {
+  const name = "flywise-camera:" + key;
+  return {
+    stored() { try { return JSON.parse(sessionStorage.getItem(name)); } catch { return null; } },
+    store(camera) { if (camera) try { sessionStorage.setItem(name, JSON.stringify(camera)); } catch { /* a full or forbidden store keeps none */ } },
+    forget() { try { sessionStorage.removeItem(name); } catch { /* as above */ } },
+  };
 }
 
 // The atom under a point of the canvas: of those whose ball covers it, the nearest to the eye.
@@ -322,7 +442,46 @@ export async function render({ model, el }) {
   }
   holder.dataset.engine = scene.kind;
   holder.dataset.frames = "0";
-  let now, values, pending = 0, known, stale = true;
+  let now, values, pending = 0, known, stale = true, storing = 0;
+  const kept = cameras(model.camera_key);
+  holder.project = (i) => scene.project(now.positions.subarray(3 * i, 3 * i + 3));
+
+  // ---- picking
+  const clear = () => { model.picked = []; };
+  const say = measuring(model, words, clear);
+  function mark() {
+    if (!now) return;
+    const picked = model.picked.filter((i) => i < now.radii.length), kind = KINDS[picked.length];
+    const text = kind ? `${coordinate(picked, now.raw, model.cell, model.pbc).toFixed(kind[2])} ${kind[1]}` : "";
+    words.ringsOf(picked.map((i) => { const at = holder.project(i); return { ...at, radius: at.pixels * (BALL * now.radii[i] + 0.1) + 3 }; }), text);
+    say(text);
+  }
+  function choose(i) {
+    const picked = model.picked;
+    model.picked = picked.includes(i) ? picked.filter((j) => j !== i) : picked.length === 4 ? [i] : [...picked, i];
+  }
+  let pressed = null;
+  scene.canvas.addEventListener("pointerdown", (e) => { pressed = e.button === 0 && e.isPrimary ? [e.offsetX, e.offsetY] : null; });
+  scene.canvas.addEventListener("pointerup", (e) => {
+    if (!pressed || !now || Math.hypot(e.offsetX - pressed[0], e.offsetY - pressed[1]) > 4) return;
+    const i = pick(scene, now, e.offsetX, e.offsetY);
+    if (i >= 0) choose(i);
+  });
+  const escape = (e) => { if (e.key === "Escape" && model.picked.length) clear(); };
+  window.addEventListener("keydown", escape);
+
+  // ---- camera and picture
+  scene.onTurn(() => {
+    mark();
+    clearTimeout(storing);
+    storing = setTimeout(() => kept.store(scene.camera()), 300);
+  });
+  words.button(words.tools, "Save picture", ICONS.save, async () => {
+    const link = document.createElement("a"), address = URL.createObjectURL(await scene.image(2));
+    link.href = address; link.download = `${model.picture_name || "picture"}.png`; link.click();
+    setTimeout(() => URL.revokeObjectURL(address), 10_000);
+  });
+  words.button(words.tools, "Reset view", ICONS.fit, () => { kept.forget(); if (now) scene.fit(now); soon(); });
 
   function colors() {
     const n = model.symbols.length, out = new Float32Array(3 * n), stops = model.scale.map(hex);
@@ -338,11 +497,12 @@ export async function render({ model, el }) {
     const before = known;
     known = values.length === n && values.every(Number.isFinite);
     const old = new Set(stale ? [] : now?.bonds ?? []);
-    now = { positions: placed(raw, model.cell), radii: model.radii, cell: model.cell, view: model.view };
+    now = { raw, positions: placed(raw, model.cell, model.pbc), radii: model.radii, cell: model.cell, view: model.view, camera: stale ? kept.stored() : null };
     now.bonds = bonds(now.positions, now.radii, old);
     now.colors = colors();
     if (stale) { scene.setup(now); stale = false; }
     scene.draw(now);
+    mark();
     if (before !== known) words.legendOf(model, known);
     holder.dataset.frames = String(Number(holder.dataset.frames) + 1);
   }
@@ -351,7 +511,8 @@ export async function render({ model, el }) {
   const repaint = () => { scene.paint(model.canvas_color); words.legendOf(model, known); words.noteOf(model, scene); soon(); };
 
   for (const name of ["positions", "values"]) model.on(name, soon);
-  for (const name of ["symbols", "cell"]) model.on(name, retopology);
+  for (const name of ["symbols", "cell", "pbc"]) model.on(name, retopology);
+  for (const name of ["picked", "traced"]) model.on(name, mark);
   for (const name of ["dark", "canvas_color", "colour_by", "value_max", "value_mark", "value_title", "note"]) model.on(name, repaint);
   scene.canvas.addEventListener("pointermove", (e) => {
     const i = now && !e.buttons ? pick(scene, now, e.offsetX, e.offsetY) : -1;
@@ -359,8 +520,8 @@ export async function render({ model, el }) {
     words.tipAt(model, i < 0 ? "" : `${model.symbols[i]}${i + 1}${value}`, e.offsetX, e.offsetY);
   });
   scene.canvas.addEventListener("pointerleave", () => words.tipAt(model, ""));
-  const observer = new ResizeObserver(() => scene.resize());
+  const observer = new ResizeObserver(() => { scene.resize(); mark(); });
   observer.observe(holder);
-  model.on("remove", () => { observer.disconnect(); cancelAnimationFrame(pending); scene.dispose(); });
+  model.on("remove", () => { observer.disconnect(); cancelAnimationFrame(pending); clearTimeout(storing); window.removeEventListener("keydown", escape); scene.dispose(); });
   repaint();
 }

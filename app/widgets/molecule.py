@@ -10,6 +10,7 @@ import importlib.metadata
 from pathlib import Path
 from typing import Any
 
+import ase.cell
 import ase.data
 import ase.data.colors
 import numpy as np
@@ -63,6 +64,7 @@ class Molecule(JSComponent):
     radii = param.List(doc="Covalent radius of each atom, Å.")
     element_colors = param.List(doc="Red, green, blue of each atom's element, 0 to 1.")
     cell = param.List(doc="Lattice vectors, nine numbers in Å; empty for a molecule.")
+    pbc = param.List(default=[False] * 3, doc="Which lattice vectors are periods.")
     view = param.List(doc="First orientation of the camera, row-major 3x3.")
     positions = param.Bytes(doc="(N, 3) float32, Å.")
     values = param.Bytes(doc="(N,) float32; nan where nothing is known.")
@@ -73,6 +75,10 @@ class Molecule(JSComponent):
     colour_by: Any = param.Selector(default="value", objects=["value", "element"])
     scale = param.List(default=list(ERROR_SCALE), doc="Colours of the scale, low to high.")
     note = param.String(doc="One line over the picture, empty for none.")
+    picked = param.List(item_type=int, doc="Atoms picked to measure, four at most.")
+    traced = param.List(item_type=int, doc="Atoms whose coordinate is traced elsewhere.")
+    camera_key = param.String(doc="Under this name the browser tab keeps the camera.")
+    picture_name = param.String("picture", doc="Name of a saved picture, without suffix.")
     dark = param.Boolean(False)
     canvas_color = param.Color("#ffffff", doc="Background of the picture.")
 
@@ -85,14 +91,23 @@ class Molecule(JSComponent):
         super().__init__(**{"engine": address, **params})
 
     def set_atoms(
-        self, numbers: np.ndarray, positions: np.ndarray, cell: np.ndarray | None
+        self,
+        numbers: np.ndarray,
+        positions: np.ndarray,
+        cell: np.ndarray | None,
+        pbc: tuple[bool, bool, bool] = (True, True, True),
     ) -> None:
-        """Set up for other atoms: numbers (N,), positions (N, 3) Å, cell (3, 3) Å or None."""
+        """Set up for other atoms: numbers (N,), positions (N, 3) Å, cell (3, 3) Å or None.
+
+        Lattice vectors that are zero are open directions; `pbc` says which others are.
+        """
         self.param.update(
             symbols=[ase.data.chemical_symbols[z] for z in numbers],
             radii=[float(ase.data.covalent_radii[z]) for z in numbers],
             element_colors=[[float(c) for c in element_color(z)] for z in numbers],
-            cell=[] if cell is None else np.asarray(cell, float).ravel().tolist(),
+            cell=[] if cell is None else ase.cell.Cell(cell).complete().ravel().tolist(),
+            pbc=[False] * 3 if cell is None else [bool(p) for p in pbc],
+            picked=[],
             view=principal_view(positions) if cell is None else list(TILTED),
             positions=positions.astype("<f4").tobytes(),
             values=np.full(len(numbers), np.nan, "<f4").tobytes(),

@@ -37,11 +37,12 @@ from core.campaign.store import Frame, LabelRow, Snapshot
 from core.contracts import Failure, Label, LabelSet, Potential, Spread
 from core.dynamics.integrators import Dynamics
 from core.dynamics.triggers import Limits, broken
-from core.errors import CampaignError, CanaryError
+from core.errors import CampaignError, CanaryError, LabelError
 from core.finetuning.e0 import Offset
 from core.posterior import make as make_posterior
 from core.potentials import load as load_potential
 from core.reference import make as make_reference
+from core.reference.base import validate
 from core.reference.submitter import Submitter
 from core.structures import Structure
 
@@ -53,13 +54,17 @@ WHOLE_SNAPSHOTS = 3
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an attempt to update came to; `snapshot` is None if the weights were refused."""
+    """What an attempt to update came to; `snapshot` is None if the weights were refused.
+
+    `judged_by` is the calibration in force when `scores` were taken, as JSON; None before trust.
+    """
 
     event: ev.Updated | ev.UpdateRefused
     snapshot: Snapshot | None
     learned: tuple[int, ...]
     scores: tuple[Score, ...]
     calibration: str
+    judged_by: str | None = None
 
 
 class Engine:
@@ -205,6 +210,21 @@ class Engine:
                 ended.append((query_id, result))
         return ended
 
+    def accept(self, label: Label) -> Label:
+        """Return a label computed elsewhere if it may stand beside those of the reference.
+
+        Raises:
+            LabelError: of another level of theory, or one that contradicts itself.
+        """
+        if label.fingerprint != self.fingerprint:
+            raise LabelError(
+                f"The label was computed with {label.fingerprint!r}, this campaign's labels with "
+                f"{self.fingerprint!r}; they must not be mixed.",
+                kind="rejected",
+            )
+        self._arrived = time.monotonic()
+        return validate(label)
+
     # Learning
 
     def update(self, state: State, rows: Sequence[LabelRow], frames: Sequence[Frame]) -> Outcome:
@@ -212,6 +232,7 @@ class Engine:
         new = [self._labelled(row, frame) for row, frame in zip(rows, frames, strict=True)]
         scored = frozenset(row.query_id for row in rows if row.z is not None)
         former = self.knowledge
+        judged_by = self._calibration() if state.trusted else None
         probes = canary.probe(label_set((*former.labels, *new), former.offset))
         before = canary.errors(self.potential, probes)
         candidate: Update | None = None
@@ -222,8 +243,10 @@ class Engine:
                 candidate = self.learner.first_update(former, new)
             self._canary(state, probes, before)
         except (CanaryError, torch.linalg.LinAlgError) as error:
-            return self._refuse(state, candidate, str(error))
-        return self._accept(candidate, tuple(lab.query_id for lab in new))
+            outcome = self._refuse(state, candidate, str(error))
+        else:
+            outcome = self._accept(candidate, tuple(lab.query_id for lab in new))
+        return replace(outcome, judged_by=judged_by)
 
     def _labelled(self, row: LabelRow, frame: Frame) -> Labelled:
         return Labelled(

@@ -92,6 +92,17 @@ class Retry(Command):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ImportLabels(Command):
+    """Take labels of these frames that were computed elsewhere; `source` names their file.
+
+    The numbers are posted with the command, see `core.campaign.reader.Commander.offer`.
+    """
+
+    ids: tuple[int, ...]
+    source: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ApplyThreshold(Command):
     """Approve waiting frames less likely than `probability` to be right, reject the others."""
 

@@ -56,12 +56,18 @@ class Knowledge:
 
 @dataclass(frozen=True)
 class Score:
-    """What the model said of a label before it learned it; energies in eV, offset included."""
+    """What the model said of a label before it learned it; energies in eV, offset included.
+
+    Attributes:
+        sigma_energy, sigma_force: raw, eV and eV/Å; nan where a label was scored by leaving it out.
+    """
 
     query_id: int
     predicted: float
     z: float
     force_ratio: float
+    sigma_energy: float = math.nan
+    sigma_force: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -163,11 +169,14 @@ class Learner:
     def _score(self, knowledge: Knowledge, label: Labelled) -> Score:
         spread = self.judge(knowledge, label.structure)
         error = float(np.linalg.norm(label.forces - spread.forces, axis=1).max())
+        sigma_force = max(float(spread.sigma_forces.max()), 1e-12)
         return Score(
             label.query_id,
             predicted=spread.energy,
             z=(label.energy - spread.energy) / spread.sigma_energy,
-            force_ratio=error / max(float(spread.sigma_forces.max()), 1e-12),
+            force_ratio=error / sigma_force,
+            sigma_energy=float(spread.sigma_energy),
+            sigma_force=sigma_force,
         )
 
     def _learn(

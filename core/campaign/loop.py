@@ -11,7 +11,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from core.campaign import events as ev
-from core.campaign.state import IN_FLIGHT, LABELLED, POOL_FACTOR, Decision, Query, State, Status
+from core.campaign.state import (
+    IMPORTABLE,
+    IN_FLIGHT,
+    LABELLED,
+    POOL_FACTOR,
+    Decision,
+    Query,
+    State,
+    Status,
+)
 from core.errors import CampaignError, SettingsError
 from core.settings import live_paths
 
@@ -293,6 +302,13 @@ def _retry(state: State, event: ev.Retry) -> Step:
     return _decide(state, dict.fromkeys(ids, "approved"), event.who, event.at)
 
 
+def _import_labels(state: State, event: ev.ImportLabels) -> Step:
+    ids = _with_status(state, event.ids, *IMPORTABLE)
+    state, requests = _decide(state, dict.fromkeys(ids, "labelled"), event.who, event.at)
+    state = state.with_queries(ids, by_hand=True, failure=None)
+    return replace(state, fresh=state.fresh + len(ids)), requests
+
+
 def _apply_threshold(state: State, event: ev.ApplyThreshold) -> Step:
     waiting = state.ids("waiting")
     if not waiting:
@@ -326,7 +342,7 @@ def _undo(state: State, event: ev.Undo) -> Step:
     running = tuple(i for i, status in now.items() if status in IN_FLIGHT)
     for i, status in last.before:
         state = state.with_queries(
-            (i,), status=status, decided_by=None, decided_at=None, taken_back=True
+            (i,), status=status, decided_by=None, decided_at=None, taken_back=True, by_hand=False
         )
     unused = sum(status == "labelled" for status in now.values())
     state = replace(
@@ -479,6 +495,7 @@ _HANDLERS: dict[type[ev.Event], Callable[[State, Any], Step]] = {
     ev.Reject: _reject,
     ev.Skip: _skip,
     ev.Retry: _retry,
+    ev.ImportLabels: _import_labels,
     ev.ApplyThreshold: _apply_threshold,
     ev.ProposeBatch: _propose_batch,
     ev.Undo: _undo,

@@ -8,9 +8,10 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Self, TypeVar, cast
 
 import numpy as np
 
@@ -19,9 +20,12 @@ from core.campaign import store
 from core.campaign.live import LiveFrame, LiveReader
 from core.campaign.loop import advance
 from core.campaign.state import State
+from core.contracts import Label
 from core.errors import CampaignError
 from core.settings import Settings
 from core.structures import Structure
+
+E = TypeVar("E", bound=ev.Event)
 
 _SERIES = (
     "id", "step", "time", "kind", "rewound", "steered", "energy", "offset", "temperature",
@@ -51,6 +55,7 @@ class CampaignReader:
         self._lock = threading.RLock()
         self.settings: Settings = store.read_settings(self._connection)
         self.structure: Structure = store.read_structure(self._connection)
+        self.id: str = store.read_id(self._connection)
         self.network_filesystem: str | None = store.network_filesystem(self.directory)
         self._state = store.initial_state(self._connection)
         self._last_event = 0
@@ -68,6 +73,15 @@ class CampaignReader:
             self._connection.close()
             self._live.close()
 
+    @property
+    def fingerprint(self) -> str | None:
+        """Level of theory of the campaign's labels, None before its worker first ran."""
+        rows = self._rows(
+            "SELECT value FROM meta WHERE key = 'fingerprint' "
+            "UNION ALL SELECT fingerprint FROM labels LIMIT 1"
+        )
+        return str(rows[0]["value"]) if rows else None
+
     def state(self) -> State:
         """Return the state after all events journalled so far."""
         with self._lock:
@@ -81,6 +95,11 @@ class CampaignReader:
         with self._lock:
             return store.read_events(self._connection, event_id, limit)
 
+    def events_of(self, kind: type[E]) -> list[E]:
+        """Return the journal's events of one kind, oldest first."""
+        rows = self._rows("SELECT data FROM events WHERE kind = ? ORDER BY id", kind.__name__)
+        return [cast(E, ev.from_json(row["data"])) for row in rows]
+
     def frames_since(self, frame_id: int, limit: int = -1) -> dict[str, np.ndarray]:
         """Return per-frame numbers of the frames after `frame_id`, one array per column.
 
@@ -93,6 +112,25 @@ class CampaignReader:
             frame_id, limit,
         )  # fmt: skip
         return {name: _column(name, [row[name] for row in rows]) for name in _SERIES}
+
+    def rewound_frames(self, after_step: int) -> np.ndarray:
+        """Return the ids of frames later than `after_step` that the dynamics went back on."""
+        rows = self._rows(
+            "SELECT id FROM frames WHERE step > ? AND rewound = 1 ORDER BY id", after_step
+        )
+        return np.array([row["id"] for row in rows], dtype=np.int64)
+
+    def positions_since(
+        self, frame_id: int, atoms: Sequence[int], limit: int = -1
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return ids (F,) and positions (F, A, 3), Å, of A atoms in the frames after `frame_id`."""
+        parts = ", ".join(f"substr(positions, {24 * int(atom) + 1}, 24)" for atom in atoms)
+        rows = self._rows(
+            f"SELECT id, {parts} FROM frames WHERE id > ? ORDER BY id LIMIT ?", frame_id, limit
+        )
+        data = b"".join(part for row in rows for part in tuple(row)[1:])
+        positions = np.frombuffer(data, dtype="<f8").reshape(len(rows), len(atoms), 3)
+        return np.array([row["id"] for row in rows], dtype=np.int64), positions
 
     def frame(self, frame_id: int) -> store.Frame:
         """Return one frame with its arrays.
@@ -154,12 +192,37 @@ class Commander:
     def post(self, command: ev.Command) -> int:
         """Store a command for the worker; return its id for `CampaignReader.command`."""
         with self._lock:
-            cursor = self._connection.execute(
-                "INSERT INTO commands (posted_at, data) VALUES (?, ?)",
-                (time.time(), ev.to_json(command)),
-            )
+            return self._insert(command)
+
+    def _insert(self, command: ev.Command) -> int:
+        cursor = self._connection.execute(
+            "INSERT INTO commands (posted_at, data) VALUES (?, ?)",
+            (time.time(), ev.to_json(command)),
+        )
         assert cursor.lastrowid is not None
         return cursor.lastrowid
+
+    def offer(self, command: ev.ImportLabels, labels: Sequence[Label]) -> int:
+        """Store a command with the labels of its `ids`, in their order; return its id."""
+        with self._lock:
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                number = self._insert(command)
+                self._connection.executemany(
+                    "INSERT INTO offered VALUES (?, ?, ?, ?, ?)",
+                    [
+                        (
+                            number, query_id, label.energy,
+                            label.forces.astype("<f8").tobytes(), label.fingerprint,
+                        )
+                        for query_id, label in zip(command.ids, labels, strict=True)
+                    ],
+                )  # fmt: skip
+            except BaseException:
+                self._connection.execute("ROLLBACK")
+                raise
+            self._connection.execute("COMMIT")
+        return number
 
     def close(self) -> None:
         """Close the database."""

@@ -9,6 +9,7 @@ from typing import Any
 from core.campaign import events as ev
 from core.campaign.reader import CampaignReader
 from core.campaign.state import LABELLED, State
+from core.campaign.store import LabelRow
 from core.units import KCAL_PER_MOL
 
 
@@ -20,6 +21,7 @@ def summary(reader: CampaignReader) -> dict[str, Any]:
     """
     state = reader.state()
     events = [event for _, event in reader.events_since(0)]
+    inside = within_interval(reader.labels(), state)
     kinds = Counter(reader.frames_since(1)["kind"].tolist())
     updates = [e.seconds for e in events if isinstance(e, ev.Updated)][1:]
     return {
@@ -35,7 +37,7 @@ def summary(reader: CampaignReader) -> dict[str, Any]:
         "trusted": state.trusted,
         "untrusted_steps": _untrusted_steps(state, events),
         "checks": dict(kinds),
-        "coverage": _coverage(reader, state),
+        "coverage": sum(inside) / len(inside) if inside else None,
         "intervention_median_s": statistics.median(updates) if updates else None,
         "intervention_max_s": max(updates, default=None),
         "updates": sum(isinstance(e, ev.Updated) for e in events),
@@ -73,13 +75,14 @@ def _untrusted_steps(state: State, events: list[ev.Event]) -> int:
     return state.step
 
 
-def _coverage(reader: CampaignReader, state: State) -> float | None:
+def within_interval(labels: list[LabelRow], state: State) -> list[bool]:
+    """Say of each label bought because a frame was flagged if its error kept to the interval."""
     inside = []
-    for label in reader.labels():
+    for label in labels:
         query = state.query(label.query_id)
         if label.predicted is not None and "initial" not in query.reasons:
             inside.append(abs(label.energy - label.predicted) <= query.energy_bound)
-    return sum(inside) / len(inside) if inside else None
+    return inside
 
 
 def lines(figures: dict[str, Any]) -> list[str]:

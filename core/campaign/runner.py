@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from core.campaign.engine import Engine, Outcome
 from core.campaign.live import RATE_HZ, LiveFrame, LiveWriter
 from core.campaign.state import LABELLED, State
 from core.contracts import Failure, Label
-from core.errors import CampaignError
+from core.errors import CampaignError, LabelError
 from core.structures import Structure
 
 POLL_S = 0.2
@@ -65,6 +66,7 @@ class Runner:
     def open(self) -> None:
         """Load model and reference, restore what was learned, take up what was under way."""
         self._engine = Engine(self.directory, self.structure, self.state)
+        self.store.set_meta("fingerprint", self._engine.fingerprint)
         self._restore_knowledge()
         self._restore_dynamics()
         self._engine.submitter.warm()
@@ -146,12 +148,32 @@ class Runner:
             requests: tuple[loop.Request, ...] = ()
             with self.store.transaction():
                 try:
+                    labels = self._offered(command_id, command)
                     requests = self._record(command)
+                    for query_id, label in labels.items():
+                        frame_id = self.state.query(query_id).frame_id
+                        self.store.add_label(query_id, frame_id, label)
                     outcome = "done"
-                except loop.CommandRefusedError as error:
+                except (loop.CommandRefusedError, LabelError) as error:
                     outcome = str(error)
                 self.store.finish_command(command_id, outcome)
             self._follow(requests)
+
+    def _offered(self, command_id: int, command: ev.Command) -> dict[int, Label]:
+        """Return query id -> label of those that came with a command."""
+        if not isinstance(command, ev.ImportLabels):
+            return {}
+        rows = self.store.take_offered(command_id)
+        loop.advance(self.state, command)  # raises where the command has no meaning
+        if {row[0] for row in rows} != set(command.ids):
+            raise loop.CommandRefusedError("The command came without the labels it names.")
+        labels = {}
+        for query_id, energy, forces, fingerprint in rows:
+            frame = self._frame(self.state.query(query_id).frame_id)
+            structure = self.structure.moved(frame.positions)
+            label = Label(structure, energy, forces, fingerprint)
+            labels[query_id] = self.engine.accept(label)
+        return labels
 
     # Dynamics
 
@@ -233,9 +255,7 @@ class Runner:
     def _record_outcome(self, outcome: Outcome) -> tuple[loop.Request, ...]:
         with self.store.transaction():
             for score in outcome.scores:
-                self.store.score_label(
-                    score.query_id, score.predicted, score.z, score.force_ratio
-                )  # fmt: skip
+                self.store.score_label(**asdict(score), calibration=outcome.judged_by)
             self.store.set_meta("calibration", outcome.calibration)
             if outcome.snapshot is not None:
                 self.store.add_snapshot(outcome.snapshot, outcome.learned)

@@ -20,6 +20,8 @@ Status = Literal[
 ]
 IN_FLIGHT = ("approved", "labelling")
 LABELLED = ("labelled", "trained")
+IMPORTABLE: tuple[Status, ...] = ("waiting", "rejected", "skipped", "failed")
+"""Statuses of frames that may be given a label computed elsewhere."""
 
 POOL_FACTOR = 2
 """In batch mode this many times `batch_size` frames collect before a diverse batch is proposed."""
@@ -36,6 +38,7 @@ class Query:
         energy_tolerance, force_tolerance: in force when the frame was flagged.
         snapshot: number of the weights that judged it.
         taken_back: a person undid a decision, so a person decides again.
+        by_hand: its label was computed elsewhere and imported; `decided_by` says by whom.
     """
 
     id: int
@@ -57,6 +60,7 @@ class Query:
     decided_at: float | None = None
     failure: str | None = None
     taken_back: bool = False
+    by_hand: bool = False
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ the app reads through `core.campaign.reader` and adds rows to `commands`, nothin
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sqlite3
 import threading
@@ -53,6 +54,15 @@ CREATE TABLE dynamics (one INTEGER PRIMARY KEY CHECK (one = 1), step INTEGER NOT
     data BLOB NOT NULL);
 """
 
+_ADDED = (
+    "CREATE TABLE IF NOT EXISTS scores (query_id INTEGER PRIMARY KEY, sigma_energy REAL, "
+    "sigma_force REAL, calibration TEXT)",
+    "CREATE TABLE IF NOT EXISTS offered (command_id INTEGER NOT NULL, query_id INTEGER NOT NULL, "
+    "energy REAL NOT NULL, forces BLOB NOT NULL, fingerprint TEXT NOT NULL, "
+    "PRIMARY KEY (command_id, query_id))",
+)
+"""Tables that campaigns begun without them are given when they are opened."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Frame:
@@ -94,6 +104,8 @@ class LabelRow:
     Attributes:
         energy: reference energy, eV. predicted: the model's, offset included, eV.
         z: (energy - predicted)/σ. force_ratio: max|ΔF| / max σ_F. learned: snapshot that used it.
+        sigma_energy, sigma_force: raw σ when it was scored, eV and eV/Å; None if left out to score.
+        calibration: in force then, see `core.campaign.learner.calibration_from_dict`.
     """
 
     query_id: int
@@ -107,6 +119,9 @@ class LabelRow:
     z: float | None = None
     force_ratio: float | None = None
     learned: int | None = None
+    sigma_energy: float | None = None
+    sigma_force: float | None = None
+    calibration: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,6 +176,8 @@ def connect(directory: Path, *, readonly: bool = False) -> sqlite3.Connection:
             f"The campaign in {directory} has layout version {found}, this Flywise reads version "
             f"{VERSION}; open it with the version that wrote it."
         )
+    for statement in _ADDED:
+        connection.execute(statement)
     if readonly:
         connection.execute("PRAGMA query_only = ON")
     return connection
@@ -180,6 +197,8 @@ def create(directory: Path, settings: Settings, structure: Structure) -> None:
     part.unlink(missing_ok=True)
     connection = sqlite3.connect(part, isolation_level=None)
     connection.executescript(_SCHEMA)
+    for statement in _ADDED:
+        connection.execute(statement)
     for key, value in {
         "version": str(VERSION),
         "settings": settings.to_json(),
@@ -243,6 +262,12 @@ def read_meta(connection: sqlite3.Connection, key: str) -> str:
     return str(row["value"])
 
 
+def read_id(connection: sqlite3.Connection) -> str:
+    """Return a word that tells this campaign from others; no reader takes it for a number."""
+    parts = [read_meta(connection, key) for key in ("created", "settings", "structure")]
+    return "c" + hashlib.sha256("\n".join(parts).encode()).hexdigest()[:15]
+
+
 def read_settings(connection: sqlite3.Connection) -> Settings:
     """Return the settings as the campaign was started with."""
     return settings_from_json(read_meta(connection, "settings"))
@@ -297,7 +322,8 @@ def _frame_of(row: sqlite3.Row) -> Frame:
 def _label_of(row: sqlite3.Row) -> LabelRow:
     """Return the label of a row of `labels`."""
     forces = np.frombuffer(row["forces"], dtype="<f8").reshape(-1, 3).copy()
-    return LabelRow(**{**dict(row), "forces": forces})
+    calibration = None if row["calibration"] is None else json.loads(row["calibration"])
+    return LabelRow(**{**dict(row), "forces": forces, "calibration": calibration})
 
 
 def _snapshot_of(row: sqlite3.Row) -> Snapshot:
@@ -335,7 +361,10 @@ def read_last_frame(connection: sqlite3.Connection) -> Frame:
 
 def read_labels(connection: sqlite3.Connection) -> list[LabelRow]:
     """Return all labels in the order of their queries."""
-    rows = connection.execute("SELECT * FROM labels ORDER BY query_id").fetchall()
+    rows = connection.execute(
+        "SELECT labels.*, sigma_energy, sigma_force, calibration FROM labels "
+        "LEFT JOIN scores USING (query_id) ORDER BY query_id"
+    ).fetchall()
     return [_label_of(row) for row in rows]
 
 
@@ -433,14 +462,45 @@ class Store:
                     label.fingerprint, label.wall_s, time.time(),
                 ),
             )  # fmt: skip
+            self._connection.execute("DELETE FROM scores WHERE query_id = ?", (query_id,))
 
-    def score_label(self, query_id: int, predicted: float, z: float, force_ratio: float) -> None:
-        """Keep what the model said of a label before it learned it."""
+    def score_label(
+        self,
+        query_id: int,
+        predicted: float,
+        z: float,
+        force_ratio: float,
+        sigma_energy: float = float("nan"),
+        sigma_force: float = float("nan"),
+        calibration: str | None = None,
+    ) -> None:
+        """Keep what the model said of a label before it learned it, and who judged it (JSON)."""
         with self.transaction():
             self._connection.execute(
                 "UPDATE labels SET predicted = ?, z = ?, force_ratio = ? WHERE query_id = ?",
                 (predicted, z, force_ratio, query_id),
             )
+            self._connection.execute(
+                "INSERT OR REPLACE INTO scores VALUES (?, ?, ?, ?)",
+                (query_id, sigma_energy, sigma_force, calibration),
+            )
+
+    def take_offered(self, command_id: int) -> list[tuple[int, float, np.ndarray, str]]:
+        """Remove the labels that came with a command.
+
+        Returns:
+            query id, energy (eV), forces (N, 3) (eV/Å) and fingerprint of each.
+        """
+        with self.transaction():
+            rows = self._connection.execute(
+                "DELETE FROM offered WHERE command_id = ? "
+                "RETURNING query_id, energy, forces, fingerprint",
+                (command_id,),
+            ).fetchall()
+        return [
+            (query, energy, np.frombuffer(forces, "<f8").reshape(-1, 3).copy(), fingerprint)
+            for query, energy, forces, fingerprint in rows
+        ]
 
     def add_snapshot(self, snapshot: Snapshot, learned: tuple[int, ...]) -> None:
         """Store a snapshot, and which queries' labels it learned for the first time."""

@@ -16,7 +16,7 @@ from ase.io import write
 from playwright.sync_api import Browser, Page, Route, sync_playwright
 
 from app import state
-from core import settings
+from core import settings, worker
 from core.worker import WorkerHandle
 
 FLAGS = [
@@ -48,7 +48,9 @@ def chromium() -> Iterator[Browser]:
         browser.close()
 
 
-def argon_campaign(folder: Path, mode: str = "threshold", energy: str = "0.2 kcal/mol") -> Path:
+def argon_campaign(
+    folder: Path, mode: str = "threshold", energy: str = "0.2 kcal/mol", steps: int = 100_000
+) -> Path:
     """Make a campaign of thirteen argon atoms, labelled by other Lennard-Jones parameters."""
     file = folder / "argon.xyz"
     write(file, Icosahedron("Ar", 2, latticeconstant=5.4), format="xyz")
@@ -56,13 +58,23 @@ def argon_campaign(folder: Path, mode: str = "threshold", energy: str = "0.2 kca
         {
             "structure": {"file": str(file)},
             "potential": {"model": "lennard-jones"},
-            "dynamics": {"temperature_K": 20, "timestep_fs": 5, "steps": 100_000},
+            "dynamics": {"temperature_K": 20, "timestep_fs": 5, "steps": steps},
             "trust": {"energy_tolerance": energy, "force_tolerance": 0.02},
             "labelling": {"reference": "teacher:lennard-jones:0.0110:3.36", "mode": mode},
         }
     )
     state.create(folder / "argon", given)
     return folder / "argon"
+
+
+@pytest.fixture(scope="session")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Directory of a campaign that ran some hundred steps to its end; do not change it."""
+    folder = tmp_path_factory.mktemp("ran")
+    directory = argon_campaign(folder, energy="0.05 kcal/mol", steps=800)
+    ended = worker.run_inline(directory)
+    assert ended.phase == "finished", ended.paused
+    return directory
 
 
 @contextlib.contextmanager

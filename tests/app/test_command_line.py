@@ -7,9 +7,11 @@ import sys
 import ase.io
 import numpy as np
 import pytest
+from ase.calculators.singlepoint import SinglePointCalculator
 
 from app import __main__ as command_line
-from core.structures import Structure
+from core.reference import make as make_reference
+from core.structures import Structure, from_atoms
 
 SETTINGS = """
 [structure]
@@ -76,8 +78,36 @@ def test_run_then_look_at_it_in_every_way(flywise, folder):
     code, out, _ = flywise("export", "D", "x.extxyz")
     assert code == 0 and len(ase.io.read(folder / "x.extxyz", ":")) == 10
 
+    code, _, err = flywise("export", "D", "w.extxyz", "--waiting")
+    assert code == 2 and "nothing to label" in err
+    code, _, err = flywise("import", "D", "x.extxyz")
+    assert code == 2 and "nothing was imported" in err
+    code, _, err = flywise("import", "D", "absent.xyz")
+    assert code == 2 and "no file absent.xyz" in err
+
     code, _, err = flywise("run", "s.toml", "--out", "D")
     assert code == 2 and "labelling.seed is 3, not 1" in err
+
+
+def test_frames_are_labelled_elsewhere(flywise, folder):
+    asking = SETTINGS.replace("[labelling]", '[labelling]\nmode = "approve"')
+    (folder / "ask.toml").write_text(asking)
+    code, _, err = flywise("run", "ask.toml", "--out", "E")
+    assert code == 0 and "wait for a decision" in err
+    code, out, _ = flywise("export", "E", "w.extxyz", "--waiting", "--json")
+    assert code == 0 and json.loads(out)["frames"] == 3
+    atoms = ase.io.read(folder / "w.extxyz", ":")
+    teacher = make_reference("teacher:lennard-jones:0.0115:3.45")
+    for one in atoms:
+        label = teacher.compute(from_atoms(one))
+        one.calc = SinglePointCalculator(one, energy=label.energy, forces=label.forces)
+    ase.io.write(folder / "back.extxyz", atoms)
+    code, out, _ = flywise("import", "E", "back.extxyz", "--who", "Ada", "--json")
+    figures = json.loads(out)
+    assert code == 0 and (figures["labels"], figures["taken"]) == (3, False)
+    flywise("run", "ask.toml", "--out", "E")
+    code, out, _ = flywise("status", "E", "--json")
+    assert json.loads(out)["trusted"] and json.loads(out)["labels"] >= 3
 
 
 @pytest.mark.parametrize(

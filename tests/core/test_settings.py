@@ -3,7 +3,7 @@
 import pytest
 
 from core import settings
-from core.errors import SettingsError
+from core.errors import SettingsError, StructureError
 from core.units import KCAL_PER_MOL
 
 MINIMAL = '[structure]\nsmiles = "CCO"\n'
@@ -63,3 +63,21 @@ def test_json_and_a_live_change_round_trip(tmp_path):
 def test_every_field_has_help():
     assert all(entry["help"] for entry in settings.fields())
     assert "dynamics.temperature_K" in settings.live_paths()
+
+
+def test_toml_and_no_tolerance_round_trip(tmp_path):
+    given = load(tmp_path, MINIMAL + '[trust]\nforce_tolerance = "none"\nconfidence = 0.9\n')
+    assert given.trust.force_tolerance is None
+    odd = given.with_value("structure.smiles", 'C"\\é\N{GRINNING FACE}')
+    (tmp_path / "again.toml").write_text(odd.to_toml(), encoding="utf-8")
+    assert settings.load(tmp_path / "again.toml") == odd
+
+
+def test_the_charge_of_a_file_may_come_from_the_settings(tmp_path):
+    file = tmp_path / "ammonium.xyz"
+    corners = "1 1 1\nH -1 -1 1\nH -1 1 -1\nH 1 -1 -1".replace("1", "0.6")
+    file.write_text(f"5\n\nN 0 0 0\nH {corners}\n")
+    given = load(tmp_path, f'[structure]\nfile = "{file}"\ncharge = 1\n')
+    assert settings.structure_of(given).charge == 1
+    with pytest.raises(StructureError, match="cannot leave 0 unpaired"):
+        settings.structure_of(given.with_value("structure.charge", 0))

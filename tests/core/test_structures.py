@@ -4,9 +4,11 @@ import pickle
 
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 
 from core import structures
 from core.errors import StructureError
+from core.structures import Structure, rmsd
 
 
 class Bomb:
@@ -64,3 +66,28 @@ def test_bad_smiles_and_names_say_what_to_write_instead():
         structures.from_smiles("this is no molecule")
     with pytest.raises(StructureError, match="CH3CH2OH"):
         structures.from_name("nonsense")
+
+
+def test_a_charge_that_is_no_number_is_refused_with_what_the_file_says():
+    text = b"1\nProperties=species:S:1:pos:R:3 charge=much\nHe 0 0 0\n"
+    with pytest.raises(StructureError, match="charge='much'"):
+        structures.from_bytes(text, "helium.extxyz")
+
+
+def test_rmsd_forgets_turns_and_shifts_but_not_mirrors(rng):
+    positions = rng.normal(size=(6, 3))
+    molecule = Structure(np.full(6, 6), positions)
+    turned = positions @ Rotation.from_euler("xyz", [0.4, -1.2, 2.0]).as_matrix().T + [1, 2, 3]
+    assert rmsd(molecule, positions, turned) == pytest.approx(0, abs=1e-7)
+    assert rmsd(molecule, positions, positions * [1, 1, -1]) > 0.1
+    stretched = positions - positions.mean(0)
+    assert rmsd(molecule, stretched, 1.1 * stretched) == pytest.approx(
+        0.1 * np.sqrt((stretched**2).sum(1).mean())
+    )
+
+
+def test_rmsd_in_a_crystal_takes_the_shortest_way(rng):
+    positions = np.array([[0.1, 0, 0], [2, 2, 2]])
+    crystal = Structure(np.full(2, 14), positions, 4 * np.eye(3), (True,) * 3)
+    moved = np.array([[3.9, 0, 0], [2, 2, 2]])
+    assert rmsd(crystal, positions, moved) == pytest.approx(0.1)

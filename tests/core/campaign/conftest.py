@@ -5,6 +5,9 @@ from core.campaign import store
 from core.campaign.state import State
 from core.settings import Settings
 
+TIGHT = 3e-4
+"""Energy tolerance, eV, that some checks of the argon campaign break and others keep."""
+
 
 @pytest.fixture
 def make_settings(tmp_path, argon):
@@ -31,6 +34,17 @@ def campaign(tmp_path, make_settings, cluster):
 def ready(make_settings) -> State:
     """State of a campaign that has not started."""
     return State(make_settings(), n_atoms=7)
+
+
+@pytest.fixture(scope="session")
+def strict(tmp_path_factory, argon):
+    """The same with tolerances so narrow that frames were flagged; do not change it."""
+    folder = tmp_path_factory.mktemp("strict")
+    directory = folder / "campaign"
+    given = argon(folder).with_value("trust.energy_tolerance", TIGHT)
+    worker.prepare(directory, given)
+    assert worker.run_inline(directory).phase == "finished"
+    return directory
 
 
 @pytest.fixture(scope="session")

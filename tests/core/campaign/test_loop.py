@@ -160,6 +160,51 @@ def test_a_threshold_on_the_queue_is_one_decision(trusted):
     assert drive.state.ids("waiting") == (4, 5)
 
 
+def test_labels_computed_elsewhere_are_learned_like_others(trusted):
+    drive = trusted("approve")
+    for reason in ("energy", "force"):
+        drive.check(reason)
+        drive(ev.Reject(ids=(len(drive.state.queue),)))
+    drive(ev.ImportLabels(ids=(4,), source="x.extxyz", who="Ada"))
+    assert drive.state.phase == "updating"
+    assert drive.requests == (loop.UpdateModel(first=False),)
+    query = drive.update().query(4)
+    assert (query.status, query.by_hand, query.decided_by) == ("trained", True, "Ada")
+    assert not drive.state.query(5).by_hand
+    with pytest.raises(CommandRefusedError, match="Frame 4 is trained"):
+        drive(ev.ImportLabels(ids=(4,)))
+
+
+def test_a_label_at_the_reference_is_not_imported(trusted):
+    drive = trusted()
+    drive.check("energy")
+    with pytest.raises(CommandRefusedError, match="Frame 4 is approved"):
+        drive(ev.ImportLabels(ids=(4,)))
+
+
+def test_imported_labels_may_begin_trust_and_answer_a_failure(make_settings):
+    drive = Driver(State(make_settings(labelling__mode="approve"), n_atoms=7))
+    drive(ev.Start())
+    for _ in range(3):
+        drive.check("initial")
+    drive(ev.Approve(ids=(1,)))
+    drive(ev.LabelsSubmitted(ids=(1,)), ev.LabelFailed(query_id=1, failure="unconverged"))
+    drive(ev.ImportLabels(ids=(1,)))
+    assert drive.state.query(1).failure is None and drive.state.phase == "deciding"
+    assert drive.state.proposal == (2, 3)
+    drive(ev.ImportLabels(ids=(2, 3)))
+    assert drive.requests == (loop.UpdateModel(first=True),)
+
+
+def test_an_import_is_taken_back_while_it_is_not_in_use(trusted):
+    drive = trusted("approve")
+    drive.check("energy")
+    drive(ev.Pause(), ev.ImportLabels(ids=(4,)))
+    assert drive.state.query(4).status == "labelled" and drive.state.fresh == 1
+    query = drive(ev.Undo()).query(4)
+    assert (query.status, query.by_hand, drive.state.fresh) == ("waiting", False, 0)
+
+
 def test_undo_stops_at_labels_in_use(trusted):
     drive = trusted("approve")
     drive.check("energy")

@@ -47,6 +47,26 @@ def test_rewinding_marks_later_frames(campaign, cluster):
     assert CampaignReader(campaign).frames_since(1)["rewound"].tolist() == [0, 1, 1]
 
 
+def test_rewound_frames_are_told_from_those_that_replaced_them(campaign, cluster):
+    writer, reader = store.Store(campaign), CampaignReader(campaign)
+    for step in (10, 20, 30):
+        writer.add_frame(frame(cluster, step))
+    writer.mark_rewound(after_step=10)
+    writer.add_frame(frame(cluster, 20))
+    assert reader.rewound_frames(10).tolist() == [3, 4]
+    assert reader.rewound_frames(20).tolist() == [4]
+
+
+def test_positions_of_some_atoms_are_read_without_the_others(campaign, cluster):
+    writer, reader = store.Store(campaign), CampaignReader(campaign)
+    writer.add_frame(frame(cluster, 10))
+    ids, positions = reader.positions_since(1, (6, 0, 3))
+    assert ids.tolist() == [2]
+    np.testing.assert_array_equal(positions[0], cluster.positions[[6, 0, 3]])
+    ids, positions = reader.positions_since(2, (1, 2))
+    assert ids.shape == (0,) and positions.shape == (0, 2, 3)
+
+
 def test_labels_keep_what_was_predicted_before(campaign, cluster):
     writer = store.Store(campaign)
     writer.add_label(1, 2, Label(cluster, -3.0, np.ones((7, 3)), "lj", 0.5))

@@ -1,0 +1,41 @@
+"""The invisible part of a page: its shortcuts, and the secret its browser tab is known by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import param
+from panel.custom import JSComponent
+
+
+class Keyboard(JSComponent):
+    """Sends the keys of `keys` while nobody types, and the tab's secret when the page opens.
+
+    Args:
+        pressed: called with the key. identified: called with the secret.
+    """
+
+    keys = param.List(item_type=str, doc='Keys as the browser names them: "a", "ArrowDown", "?".')
+
+    known = param.Boolean(False, doc="The secret has arrived.")
+
+    _esm = Path(__file__).parent / "keyboard.js"
+
+    def __init__(
+        self, pressed: Callable[[str], None], identified: Callable[[str], None], **params: Any
+    ) -> None:
+        super().__init__(**params)
+        self._pressed, self._identified = pressed, identified
+
+    def _handle_msg(self, data: Any) -> None:
+        """Take what the browser sends; anything unexpected is ignored."""
+        if not isinstance(data, dict):
+            return
+        key, secret = data.get("key"), data.get("secret")
+        if isinstance(key, str) and key in self.keys:
+            self._pressed(key)
+        if isinstance(secret, str) and 16 <= len(secret) <= 64 and not self.known:
+            self.known = True
+            self._identified(secret)

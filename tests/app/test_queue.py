@@ -1,0 +1,115 @@
+"""The queue without a browser: give it a glance, press, read what it shows and posts."""
+
+from dataclasses import replace
+
+import pytest
+
+from app import state as app_state
+from app.lease import Lease
+from app.seat import Seat
+from app.selection import Selection
+from app.views.queue import Queue
+from core.campaign import events as ev
+from core.campaign.state import State
+
+from .test_deciding import ASK
+from .test_wording import glance, query
+
+
+@pytest.fixture
+def campaign(argon, monkeypatch):
+    found = app_state.campaign(argon())
+    found.show = lambda **given: monkeypatch.setattr(
+        found, "glance", lambda: replace(glance(), state=State(ASK, 9, started=True, **given))
+    )
+    return found
+
+
+@pytest.fixture
+def queue(campaign):
+    warned = []
+    seat = Seat(campaign, Lease(), warned.append)
+    seat.identify("s" * 32)
+    view = Queue(campaign, seat, Selection())
+    view.warned = warned
+    return view
+
+
+def posted(campaign):
+    return [row.command for row in campaign.reader.commands_since(0)]
+
+
+def shown(campaign, view, **given):
+    campaign.show(trusted=True, **given)
+    view.update(campaign.glance())
+    return view
+
+
+def test_a_flagged_frame_says_why_how_sure_and_what_it_costs(campaign, queue):
+    page = shown(campaign, queue, queue=(query(),))._text.object
+    assert "Frame at step 120" in page and "may be off by more than the tolerance" in page
+    assert "2.3 kcal/mol" in page and "60 % likely" in page
+    assert not queue._approve.disabled and queue._undo.disabled
+    (row,) = queue._rows.rows
+    assert row["status"] == "waiting" and row["over"] and row["figure"] == "± 2.3 kcal/mol"
+
+
+def test_nothing_to_decide_disables_the_buttons(campaign, queue):
+    shown(campaign, queue)
+    assert queue._approve.disabled and queue._reject.disabled and queue._skip.disabled
+    queue.approve()
+    assert posted(campaign) == []
+
+
+def test_buttons_post_what_they_say(campaign, queue):
+    shown(campaign, queue, queue=(query(),))
+    queue.approve(), queue.reject(), queue.skip(), queue.undo()
+    kinds = [type(c) for c in posted(campaign)]
+    assert kinds == [ev.Approve, ev.Reject, ev.Skip, ev.Undo]
+    assert all(c.ids == (1,) for c in posted(campaign)[:3])
+
+
+def test_a_failed_label_is_retried_but_not_rejected(campaign, queue):
+    failed = query("failed", failure="unconverged: <b>SCF</b>")
+    shown(campaign, queue, queue=(failed,))
+    assert (queue._approve.label, queue._reject.disabled) == ("Retry", True)
+    assert "&lt;b&gt;SCF" in queue._text.object
+    queue.reject(), queue.approve()
+    assert [type(c) for c in posted(campaign)] == [ev.Retry]
+
+
+def test_choosing_a_row_shows_its_frame_and_deciding_returns(campaign, queue):
+    two = (query(), replace(query(), id=2, frame_id=7, step=130))
+    shown(campaign, queue, queue=two)
+    queue.move(1), queue.move(1)
+    assert queue._selection.query == 2 and queue._selection.frame == 7
+    assert "step 130" in queue._text.object
+    queue.move(1)
+    assert queue._selection.query == 2  # the last row
+    queue.reject()
+    assert posted(campaign)[0].ids == (2,)
+    assert queue._selection.query is None and queue._selection.frame is None
+
+
+def test_the_sweep_is_previewed_before_it_is_applied(campaign, queue):
+    unsure = replace(query(), id=2, probability=0.2)
+    shown(campaign, queue, queue=(query(), unsure))
+    assert queue._strip in queue._layout
+    queue._slider.value = 0.5
+    assert "1 of 2" in queue._outlook.object and "1 rejected" in queue._outlook.object
+    assert posted(campaign) == []
+    queue._sweep()
+    (command,) = posted(campaign)
+    assert isinstance(command, ev.ApplyThreshold) and command.probability == 0.5
+
+
+def test_a_viewer_sees_everything_and_decides_nothing(campaign, queue):
+    shown(campaign, queue, queue=(query(),))
+    lease = queue._seat._lease
+    other = Queue(campaign, Seat(campaign, lease, queue.warned.append), Selection())
+    other._seat.identify("t" * 32)
+    other.update(campaign.glance())
+    assert "Frame at step 120" in other._text.object
+    assert other._approve.disabled and other._undo.disabled and other._mode.disabled
+    other.approve()
+    assert posted(campaign) == [] and "page 1 drives" in queue.warned[-1]

@@ -1,0 +1,91 @@
+import tomllib
+
+import pytest
+
+from app import state as app_state
+from app.views.settings import FIXED, LIVE, Settings, fixed
+from app.widgets.form import FIELDS, Form, hint, text_of, tried, value_at
+from core import settings as schema
+from core.campaign import events as ev
+from core.campaign.store import Store
+from core.errors import SettingsError
+
+from .test_wording import SETTINGS
+
+
+@pytest.fixture
+def campaign(argon):
+    return app_state.campaign(argon())
+
+
+def test_the_form_has_every_live_field_and_the_list_every_other(campaign):
+    view = Settings(campaign, lambda command: None)
+    assert set(view._form.inputs) == set(schema.live_paths())
+    assert {*LIVE, *FIXED} == {entry["path"] for entry in schema.fields()}
+    page = fixed(campaign.glance().state.settings)
+    assert "Time step" in page and "5 fs" in page and "Temperature" not in page
+
+
+def test_a_change_is_posted_and_an_error_stands_beside_its_field(campaign):
+    posted = []
+    view = Settings(campaign, posted.append)
+    steps = view._form.inputs["dynamics.steps"]
+    steps.value = "0"
+    assert posted == [] and steps.error_state and "greater than or equal to 1" in steps.helper_text
+    steps.value = "2000"
+    assert not steps.error_state and steps.helper_text == hint(FIELDS["dynamics.steps"])
+    (command,) = posted
+    assert isinstance(command, ev.ChangeSetting)
+    assert (command.path, command.value) == ("dynamics.steps", 2000)
+
+
+def test_quantities_are_typed_with_their_unit_and_nothing_means_none(campaign):
+    posted = []
+    view = Settings(campaign, posted.append)
+    view._form.inputs["trust.energy_tolerance"].value = "10 meV"
+    view._form.inputs["trust.force_tolerance"].value = ""
+    view._form.inputs["labelling.mode"].value = "approve"
+    assert [command.value for command in posted] == [0.01, None, "approve"]
+
+
+def test_the_page_follows_changes_made_elsewhere(campaign, monkeypatch):
+    monkeypatch.setattr(app_state, "FRESH_S", 0.0)
+    posted = []
+    view = Settings(campaign, posted.append)
+    keeper = Store(campaign.directory)
+    keeper.add_event(ev.Start())
+    keeper.add_event(ev.ChangeSetting(path="dynamics.temperature_K", value=44.0))
+    keeper.close()
+    view.update(campaign.glance())
+    assert view._form.inputs["dynamics.temperature_K"].value == "44" and posted == []
+
+
+def test_a_refused_change_is_put_back(campaign):
+    view = Settings(campaign, lambda command: False)
+    view._form.inputs["dynamics.temperature_K"].value = "44"
+    assert view._form.inputs["dynamics.temperature_K"].value == "20"
+
+
+def test_the_file_is_what_the_command_line_reads(campaign, tmp_path):
+    view = Settings(campaign, lambda command: None)
+    text = view._file().read()
+    (tmp_path / "s.toml").write_bytes(text)
+    assert tomllib.loads(text.decode())["dynamics"]["temperature_K"] == 20
+    assert schema.load(tmp_path / "s.toml") == campaign.glance().state.settings
+
+
+@pytest.mark.parametrize("path", [entry["path"] for entry in schema.fields()])
+def test_every_field_shows_its_default_and_takes_it_back(path):
+    section = path.partition(".")[0]
+    form = Form(SETTINGS, [path], lambda path, text: None)
+    assert form.inputs[path].label and form.inputs[path].helper_text
+    default = FIELDS[path]["default"]
+    if section != "structure":
+        again = tried(SETTINGS, path, text_of(path, default))
+        value = value_at(again, path)
+        assert value == (pytest.approx(default, rel=1e-3) if type(default) is float else default)
+
+
+def test_an_error_names_what_was_given_and_not_the_path():
+    with pytest.raises(SettingsError, match=r"^Input should be less than 1 \(given: '2'\)$"):
+        tried(SETTINGS, "trust.confidence", "2")
