@@ -250,7 +250,7 @@ def page(default: Callable[[], CampaignState]) -> pmui.Page:
     wanted = {key: values[0].decode() for key, values in pn.state.session_args.items() if values}
     if wanted.get("page") == "home":
         desk = Desk(Home(_open, lambda: _go("?page=new")), "Campaigns")
-        pn.state.add_periodic_callback(desk.tick, period=DESK_MS)
+        _keep_up(desk.tick, DESK_MS)
         return _kept(desk.page)
     if wanted.get("page") == "new":
         return _kept(Desk(Setup(_open, lambda: _go("?page=home")), "New campaign").page)
@@ -262,10 +262,24 @@ def page(default: Callable[[], CampaignState]) -> pmui.Page:
         return _kept(Desk(_lost(str(error)), "Not found").page)
     shown.warm()
     screen = Screen(shown)
-    pn.state.add_periodic_callback(screen.tick, period=FAST_MS)
+    _keep_up(screen.tick, FAST_MS)
     if pn.state.location is not None:
         pn.state.location.sync(screen.selection, {"frame": "frame"})
     return _kept(screen.page)
+
+
+def _keep_up(tick: Callable[[], None], period: int) -> None:
+    """Call `tick` every `period` ms once the browser shows the page.
+
+    What changes between the page's being sent and the browser's being ready never reaches it:
+    Panel takes it for part of the page, which was sent before (`panel.io.document.hold`).
+    """
+
+    def begin() -> None:
+        tick()
+        pn.state.add_periodic_callback(tick, period=period)
+
+    pn.state.onload(begin)
 
 
 def _kept(shown: pmui.Page) -> pmui.Page:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from app.lease import Lease, NotDrivingError, Sharing
 from app.state import CampaignState
 from core.campaign import events as ev
+from core.campaign.exchange import Offer
 
 
 class Seat:
@@ -53,6 +54,12 @@ class Seat:
     def post(self, command: ev.Command) -> bool:
         """Post a command; False, with a warning, where this page only watches."""
         return self._act(lambda: self._campaign.post(replace(command, who=self.sharing.name)))
+
+    def offer(self, labels: Offer) -> int | None:
+        """Hand over labels computed elsewhere; None, with a warning, where this page watches."""
+        numbers: list[int] = []
+        self._act(lambda: numbers.append(self._campaign.offer(labels, self.sharing.name)))
+        return numbers[0] if numbers else None
 
     def go(self) -> bool:
         """Start or go on."""

@@ -20,7 +20,7 @@ from app.series import Series
 from core import settings as settings_
 from core.assets import asset
 from core.campaign import events as ev
-from core.campaign import store
+from core.campaign import exchange, store
 from core.campaign.live import LiveFrame
 from core.campaign.reader import CampaignReader, Commander
 from core.campaign.state import Query, State
@@ -159,6 +159,10 @@ class CampaignState:
         """Store a command; return its id for `outcome`."""
         return self._commander.post(command)
 
+    def offer(self, labels: exchange.Offer, who: str) -> int:
+        """Hand labels computed elsewhere to the worker; return the command's id for `outcome`."""
+        return self._awaiting(exchange.hand_over(self._commander, labels, who))
+
     def outcome(self, command_id: int) -> str | None:
         """Return what became of a command, None while no worker has looked at it."""
         return self.reader.command(command_id).outcome
@@ -188,7 +192,10 @@ class CampaignState:
             return "\n".join(file.read().decode(errors="replace").splitlines()[-lines:])
 
     def _await(self, command: ev.Command) -> int:
-        number = self.post(command)
+        return self._awaiting(self.post(command))
+
+    def _awaiting(self, number: int) -> int:
+        """See to it that a worker looks at a command."""
         self._awaited.append(number)
         self._starts = 0
         self.wake()

@@ -16,6 +16,7 @@ from app.deciding import asked, listed, swept, to_retry, undoable
 from app.seat import Seat
 from app.selection import Selection
 from app.state import CampaignState, Glance
+from app.views.exchange import Exchange
 from app.widgets.rows import Rows
 from app.wording import kcal
 from core.campaign import events as ev
@@ -27,21 +28,23 @@ MODES_WIDTH = 262
 
 _CSS = """
 :host { display: grid !important; grid-template-columns: minmax(0, 1fr) minmax(0, 1.2fr);
-  grid-template-rows: auto minmax(0, 1fr) auto; grid-template-areas: "head head" "list page"
-  "sweep sweep"; }
+  grid-template-rows: auto minmax(0, 1fr) auto auto; grid-template-areas: "head head" "list page"
+  "sweep sweep" "exchange exchange"; }
 .queue-head { grid-area: head; border-bottom: 1px solid var(--fw-line); padding: 6px 12px 6px 14px;
-  display: grid !important; grid-template-columns: minmax(0, 1fr) auto; align-items: center;
+  display: grid !important; grid-template-columns: minmax(0, 1fr) auto auto; align-items: center;
   gap: 8px 12px; }
 .queue-list { grid-area: list; border-right: 1px solid var(--fw-line); height: 100% !important;
   min-height: 0; }
 .queue-page { grid-area: page; display: grid !important; grid-template-rows: minmax(0, 1fr) auto;
   gap: 8px; padding: 10px 16px 12px; min-height: 0; }
+.queue-exchange { grid-area: exchange; border-top: 1px solid var(--fw-line);
+  padding: 8px 16px 10px; }
 .queue-sweep { grid-area: sweep; border-top: 1px solid var(--fw-line); padding: 4px 16px 6px;
   display: grid !important; grid-template-columns: minmax(120px, 1fr) minmax(0, 1.3fr) auto;
   align-items: center; gap: 18px; }
 @media (max-width: 620px) {
-  :host { grid-template-columns: minmax(0, 1fr); grid-template-rows: auto auto 190px auto;
-    grid-template-areas: "head" "page" "list" "sweep"; }
+  :host { grid-template-columns: minmax(0, 1fr); grid-template-rows: auto auto 190px auto auto;
+    grid-template-areas: "head" "page" "list" "sweep" "exchange"; }
   .queue-head { grid-template-columns: minmax(0, 1fr); }
   .queue-list { border-right: none; border-top: 1px solid var(--fw-line); }
   .queue-sweep { grid-template-columns: minmax(0, 1fr); gap: 4px; } }
@@ -86,6 +89,11 @@ class Queue(pn.viewable.Viewer):
         )  # fmt: skip
         self._rows.param.watch(self._on_choice, "chosen")
         selection.param.watch(lambda event: self._follow(event.new), "query")
+        self._exchange = Exchange(campaign, seat)
+        self._files = pmui.IconButton(
+            icon="swap_vert", size="small", margin=0, color="primary",
+            description="Label elsewhere: download frames, import labels", on_click=lambda _: self._exchange.toggle(),
+        )  # fmt: skip
         self._text = _text()
         self._approve = _button("Approve", "check", "contained", self.approve)
         self._reject = _button("Reject", "close", "outlined", self.reject)
@@ -107,9 +115,10 @@ class Queue(pn.viewable.Viewer):
             self._slider, self._outlook, self._apply, margin=0, css_classes=["queue-sweep"],
         )  # fmt: skip
         self._layout = pn.Column(
-            pn.Column(self._head, self._mode, margin=0, css_classes=["queue-head"]),
+            pn.Column(self._head, self._mode, self._files, margin=0, css_classes=["queue-head"]),
             self._rows,
             pn.Column(self._text, buttons, margin=0, css_classes=["queue-page"]),
+            self._exchange,
             margin=0, css_classes=["queue"], stylesheets=[theme.CARD, _CSS],
         )  # fmt: skip
 
@@ -120,6 +129,7 @@ class Queue(pn.viewable.Viewer):
 
     def update(self, glance: Glance) -> None:
         """Show a glance."""
+        self._exchange.update(glance)
         state = glance.state
         now = (
             state.queue, state.proposal, state.mode, state.phase, state.history, glance.label_s,

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import panel as pn
 import param
 from panel.custom import JSComponent
 
@@ -31,7 +32,7 @@ class Keyboard(JSComponent):
 
     def _handle_msg(self, data: Any) -> None:
         """Take what the browser sends; anything unexpected is ignored."""
-        if not isinstance(data, dict):
+        if not isinstance(data, dict) or not pn.state.loaded:  # what is answered before is lost
             return
         key, secret = data.get("key"), data.get("secret")
         if isinstance(key, str) and key in self.keys:
