@@ -109,5 +109,6 @@ class Exchange(pn.viewable.Viewer):
 
 def _text(name: str = "") -> pn.pane.HTML:
     return pn.pane.HTML(
-        "", stylesheets=[_TEXT_CSS], margin=0, sizing_mode="stretch_width", css_classes=[name]
-    )
+        "", stylesheets=[_TEXT_CSS], margin=0, sizing_mode="stretch_width",
+        css_classes=[name] if name else [],
+    )  # fmt: skip

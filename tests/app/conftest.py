@@ -144,9 +144,10 @@ def free_port() -> int:
 
 
 @pytest.fixture
-def watched(chromium: Browser, serve: Callable[..., str]) -> Iterator[Page]:
-    """A page that may reach this machine only, and whose console must stay free of errors."""
+def watched_pages(chromium: Browser, serve: Callable[..., str]) -> Iterator[Callable[[], Page]]:
+    """Opens pages that may reach this machine only; their consoles must stay free of errors."""
     wrong: list[str] = []
+    pages: list[Page] = []
 
     def guard(route: Route) -> None:
         if route.request.url.startswith(("http://127.0.0.1:", "data:", "blob:")):
@@ -155,12 +156,23 @@ def watched(chromium: Browser, serve: Callable[..., str]) -> Iterator[Page]:
             wrong.append(f"asked for {route.request.url}")
             route.abort()
 
-    page = chromium.new_page(viewport={"width": 1440, "height": 900})
-    page.route("**/*", guard)
-    page.on("console", lambda m: wrong.append(m.text) if m.type == "error" else None)
-    page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.set_default_timeout(1000 * PATIENCE_S)
-    yield page
-    page.unroute_all(behavior="ignoreErrors")
-    page.close()
+    def make() -> Page:
+        page = chromium.new_page(viewport={"width": 1440, "height": 900})
+        page.route("**/*", guard)
+        page.on("console", lambda m: wrong.append(m.text) if m.type == "error" else None)
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.set_default_timeout(1000 * PATIENCE_S)
+        pages.append(page)
+        return page
+
+    yield make
+    for page in (p for p in pages if not p.is_closed()):
+        page.unroute_all(behavior="ignoreErrors")
+        page.close()
     assert wrong == []
+
+
+@pytest.fixture
+def watched(watched_pages: Callable[[], Page]) -> Page:
+    """One such page."""
+    return watched_pages()

@@ -126,12 +126,12 @@ def test_a_batch_is_proposed_approved_and_taken_back_as_one(watched, serve, argo
         wait_for(lambda: reader.state().counts["trained"] == 8 + size)
 
 
-def test_one_page_drives_and_a_forged_click_of_a_viewer_is_refused(watched, serve, argon):
+def test_one_page_drives_and_a_forged_click_of_a_viewer_is_refused(watched_pages, serve, argon):
     directory = argon()
     address = serve(directory)
-    driver = opened(watched, address)
+    driver = opened(watched_pages(), address)
     expect(button(driver, "Start")).to_be_enabled()
-    viewer = opened(watched.context.new_page(), address)
+    viewer = opened(watched_pages(), address)
     expect(viewer.locator(".who")).to_contain_text("page 1 drives")
     expect(button(viewer, "Start")).to_be_disabled()
     viewer.evaluate(
