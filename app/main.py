@@ -32,6 +32,7 @@ from app.state import CampaignState, campaign
 from app.state import demo as open_demo
 from app.views.calibration import Calibration
 from app.views.controls import Controls
+from app.views.exchange import Exchange
 from app.views.home import Home
 from app.views.log import Log
 from app.views.queue import Queue
@@ -99,6 +100,7 @@ _PAGE_SX: dict[str, Any] = {
         "borderColor": "divider",
     },
     ".MuiToolbar-root": {"minHeight": "48px !important", "padding": "0 16px !important"},
+    ".MuiAppBar-root .MuiLinearProgress-root": {"display": "none"},  # of busy, which is kept off
     "main": {"backgroundColor": "background.default"},
 }
 
@@ -120,7 +122,10 @@ class Screen:
         self.selection = Selection()
         self._scene = Scene(shown, self.selection)
         self._controls = Controls(shown, self._seat)
-        self._queue = Queue(shown, self._seat, self.selection)
+        self._exchange = Exchange(shown, self._seat)
+        self._queue = Queue(
+            shown, self._seat, self.selection, self._exchange.button, self._exchange
+        )  # fmt: skip
         self._sharing = SharingLine(self._seat)
         self._shortcuts, tour = Shortcuts(), Tour()
         self._tabs: dict[str, Any] = {
@@ -141,7 +146,7 @@ class Screen:
             self._press, self._seat.identify, keys=list(self._keys), css_classes=["hidden"]
         )
         self._tab_bar = pmui.Tabs(
-            *self._tabs.items(), dynamic=True, margin=0, sizing_mode="stretch_both",
+            *self._tabs.items(), margin=0, sizing_mode="stretch_both",
             css_classes=["tabs"], color="primary",
         )  # fmt: skip
         self._tab_bar.param.watch(lambda _: self.tick(), "active")
@@ -163,7 +168,7 @@ class Screen:
         self._scene.update(glance)
         if self._ticks % SLOW == 0:
             self._seat.tick()
-            for view in (self._controls, self._queue, self._shown_tab()):
+            for view in (self._controls, self._queue, self._exchange, self._shown_tab()):
                 view.update(glance)
             self._sharing.update()
             self._title.object = _heading(self._campaign, glance.state.settings)

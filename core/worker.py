@@ -1,7 +1,7 @@
 """The worker: one spawned process per campaign, and the handle the app holds on it.
 
 The only module that knows processes; the logic it drives lives in core.campaign.
-`python -m core.worker DIRECTORY [LOCK]` is what `WorkerHandle.start` runs. Loads torch only in there.
+`python -m core.worker DIRECTORY [LOCK]` is what `WorkerHandle.start` runs; only that loads torch.
 """
 
 from __future__ import annotations

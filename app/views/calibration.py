@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from html import escape
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import panel as pn
@@ -62,6 +62,7 @@ tr.rule > * { border-bottom: 1px solid var(--fw-line); }
 """
 _SLIDER_SX: dict[str, Any] = {
     "& .MuiTypography-root, & .MuiFormLabel-root": {"fontSize": "12.5px"},
+    "& .MuiFormLabel-root.Mui-disabled": {"color": "text.secondary"},
     "& .MuiSlider-markLabel": {"fontSize": "11.5px", "top": "22px"},
     "& .MuiSlider-root": {"marginBottom": "14px"},
 }
@@ -243,7 +244,7 @@ class ReliabilityPlot:
         self._dots.glyph.update(fill_color=palette.accent, line_color=None)
 
 
-def _figure(x: Range1d, y: Range1d, scale: str = "linear") -> figure:
+def _figure(x: Range1d, y: Range1d, scale: Literal["linear", "log"] = "linear") -> figure:
     made = figure(
         x_range=x, y_range=y, sizing_mode="stretch_both", tools="", toolbar_location=None,
         x_axis_type=scale, y_axis_type=scale,
@@ -281,7 +282,9 @@ _RELIABILITY_HEAD = (
 
 def _whatif_head(frames: int, force: float | None) -> str:
     kept = "" if force is None else f", force {wording.figures(force)} eV/Å"
-    seen = f"on {wording.count(frames)} recorded frames{kept}, the model unchanged"
+    seen = (
+        f"on {wording.count(frames)} recorded frame{'s' * (frames != 1)}{kept}, the model unchanged"
+    )
     said = seen if frames else _NOTHING
     return f'<div class="head"><b>Another tolerance</b><span>{said}</span></div>'
 

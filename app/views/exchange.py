@@ -32,7 +32,11 @@ p.good { color: var(--fw-text); }
 
 
 class Exchange(pn.viewable.Viewer):
-    """A download of the frames that wait, and a place to drop the file that comes back."""
+    """A download of the frames that wait, and a place to drop the file that comes back.
+
+    Attributes:
+        button: shows and hides it.
+    """
 
     def __init__(self, campaign: CampaignState, seat: Seat) -> None:
         super().__init__()
@@ -50,17 +54,24 @@ class Exchange(pn.viewable.Viewer):
             sizing_mode="stretch_width",
         )  # fmt: skip
         self._upload.param.watch(lambda event: self._take(event.new), "value")
+        self.button = pmui.IconButton(
+            icon="swap_vert", size="small", margin=0, color="primary",
+            description="Label elsewhere: download frames, import labels",
+            on_click=lambda _: self._toggle(),
+        )  # fmt: skip
         self._posted: int | None = None
-        self._layout = pn.Column(
+        parts = pn.Column(
             self._help, self._download, self._upload, self._said,
-            margin=0, css_classes=["queue-exchange"], stylesheets=[_CSS], visible=False,
+            margin=0, sizing_mode="stretch_width", stylesheets=[_CSS],
+        )  # fmt: skip
+        self._layout = pn.Column(
+            parts, margin=0, css_classes=["queue-exchange"], visible=False
         )  # fmt: skip
 
     def __panel__(self) -> pn.viewable.Viewable:
         return self._layout
 
-    def toggle(self) -> None:
-        """Show it or hide it."""
+    def _toggle(self) -> None:
         self._layout.visible = not self._layout.visible
 
     def update(self, glance: Glance) -> None:

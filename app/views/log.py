@@ -186,7 +186,7 @@ def _button(label: str, icon: str, act: Callable[[object], None]) -> pmui.Button
 def _list(lines: list[Line]) -> str:
     if not lines:
         return "<p>Nothing yet. What happens in the campaign is written down here.</p>"
-    return "<ol>" + "".join(map(_line, lines)) + "</ol>"
+    return '<ol tabindex="0" aria-label="Log, newest first">' + "".join(map(_line, lines)) + "</ol>"
 
 
 def _line(line: Line) -> str:

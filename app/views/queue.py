@@ -16,7 +16,6 @@ from app.deciding import asked, listed, swept, to_retry, undoable
 from app.seat import Seat
 from app.selection import Selection
 from app.state import CampaignState, Glance
-from app.views.exchange import Exchange
 from app.widgets.rows import Rows
 from app.wording import kcal
 from core.campaign import events as ev
@@ -68,9 +67,20 @@ _BATCH = "Chosen to differ from one another."
 
 
 class Queue(pn.viewable.Viewer):
-    """List, details and buttons; a threshold swept over all waiting frames before it is applied."""
+    """List, details and buttons; a threshold swept over all waiting frames before it is applied.
 
-    def __init__(self, campaign: CampaignState, seat: Seat, selection: Selection) -> None:
+    Args:
+        files: a button beside the modes, for what it opens: `strip`, below the list.
+    """
+
+    def __init__(
+        self,
+        campaign: CampaignState,
+        seat: Seat,
+        selection: Selection,
+        files: pn.viewable.Viewable,
+        strip: pn.viewable.Viewer,
+    ) -> None:
         super().__init__()
         self._campaign, self._seat, self._selection = campaign, seat, selection
         self._nearest = Nearest(campaign)
@@ -89,11 +99,6 @@ class Queue(pn.viewable.Viewer):
         )  # fmt: skip
         self._rows.param.watch(self._on_choice, "chosen")
         selection.param.watch(lambda event: self._follow(event.new), "query")
-        self._exchange = Exchange(campaign, seat)
-        self._files = pmui.IconButton(
-            icon="swap_vert", size="small", margin=0, color="primary",
-            description="Label elsewhere: download frames, import labels", on_click=lambda _: self._exchange.toggle(),
-        )  # fmt: skip
         self._text = _text()
         self._approve = _button("Approve", "check", "contained", self.approve)
         self._reject = _button("Reject", "close", "outlined", self.reject)
@@ -115,10 +120,10 @@ class Queue(pn.viewable.Viewer):
             self._slider, self._outlook, self._apply, margin=0, css_classes=["queue-sweep"],
         )  # fmt: skip
         self._layout = pn.Column(
-            pn.Column(self._head, self._mode, self._files, margin=0, css_classes=["queue-head"]),
+            pn.Column(self._head, self._mode, files, margin=0, css_classes=["queue-head"]),
             self._rows,
             pn.Column(self._text, buttons, margin=0, css_classes=["queue-page"]),
-            self._exchange,
+            strip,
             margin=0, css_classes=["queue"], stylesheets=[theme.CARD, _CSS],
         )  # fmt: skip
 
@@ -129,7 +134,6 @@ class Queue(pn.viewable.Viewer):
 
     def update(self, glance: Glance) -> None:
         """Show a glance."""
-        self._exchange.update(glance)
         state = glance.state
         now = (
             state.queue, state.proposal, state.mode, state.phase, state.history, glance.label_s,

@@ -9,8 +9,10 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import ase.io
 import numpy as np
 import pytest
+from ase.calculators.singlepoint import SinglePointCalculator
 from PIL import Image
 from playwright.sync_api import Page, expect
 
@@ -18,6 +20,8 @@ from core.campaign import events as ev
 from core.campaign.loop import replay
 from core.campaign.reader import CampaignReader
 from core.campaign.state import State
+from core.reference import make as make_reference
+from core.structures import from_atoms
 from core.worker import WorkerHandle
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(240)]
@@ -169,6 +173,70 @@ def test_a_reload_in_mid_run_shows_the_same_frame_again(watched, serve, argon):
     wait_for(lambda: step(page) >= before)
 
 
+def test_a_failed_label_is_shown_and_tried_again(watched, serve, argon):
+    directory = argon("approve", "0.02 kcal/mol")
+    page = opened(watched, serve(directory))
+    page.get_by_role("tab", name="Settings").click()
+    limit = page.get_by_label("A label that takes longer is cancelled")
+    limit.fill("0.001")
+    limit.press("Enter")
+    button(page, "Start").click()
+    button(page, "Approve all 8").click()
+    expect(page.get_by_role("option").filter(has_text="failed").first).to_be_visible()
+    expect(page.locator(".queue-page")).to_contain_text("The label failed")
+    limit.fill("60")
+    limit.press("Enter")
+    with CampaignReader(directory) as reader:
+        wait_for(lambda: reader.state().settings.labelling.time_limit_s == 60)
+        for _ in range(8):
+            given_up = [*reader.state().ids("failed"), *reader.state().ids("skipped")]
+            if not given_up:
+                break
+            page.get_by_role("option").filter(has_text=re.compile("failed|skipped")).first.click()
+            button(page, "Retry").click()
+            labelled = 9 - len(given_up)
+            wait_for(lambda n=labelled: reader.state().counts["labelled"] >= n)
+        if reader.state().phase == "paused":
+            button(page, "Start").click()
+        wait_for(lambda: reader.state().counts["trained"] == 8)
+
+
+def test_labels_computed_by_hand_are_refused_and_accepted(watched, serve, argon):
+    directory = argon("approve", "0.02 kcal/mol")
+    page = opened(watched, serve(directory))
+    button(page, "Start").click()
+    expect(button(page, "Approve all 8")).to_be_enabled()
+    page.get_by_role("button", name="Label elsewhere").click()
+    with page.expect_download() as download:
+        page.locator(".queue-exchange").get_by_role("button", name="Download").click()
+    frames = ase.io.read(download.value.path(), ":", format="extxyz")
+    assert len(frames) == 8
+    teacher = make_reference("teacher:lennard-jones:0.0110:3.36")
+
+    def file(factor: float) -> dict:
+        out = io.StringIO()
+        for atoms in frames:
+            label = teacher.compute(from_atoms(atoms))
+            atoms.calc = SinglePointCalculator(
+                atoms, energy=label.energy, forces=factor * label.forces
+            )
+            ase.io.write(out, atoms, format="extxyz")
+        text = out.getvalue().encode()
+        return {"name": "labels.extxyz", "mimeType": "", "buffer": text}
+
+    upload = page.locator(".queue-exchange input[type=file]")
+    with CampaignReader(directory) as reader:
+        upload.set_input_files(file(-1.0))
+        expect(page.locator(".queue-exchange .bad")).to_contain_text("nothing was imported")
+        expect(page.locator(".queue-exchange .bad")).to_contain_text("look like gradients")
+        assert reader.state().counts["waiting"] == 8
+        upload.set_input_files(file(1.0))
+        expect(page.locator(".queue-exchange .good")).to_contain_text("Taken in")
+        wait_for(lambda: reader.state().counts["trained"] == 8)
+        assert {q.decided_by for q in reader.state().queue[:8]} == {"page 1"}
+    expect(page.locator(".badge")).to_have_count(0)  # trusted, without a label bought
+
+
 def test_home_lists_the_campaign_and_leads_to_it(watched, serve, argon):
     directory = argon()
     address = serve(directory)
@@ -191,13 +259,21 @@ def test_a_killed_worker_is_shown_and_started_again(watched, serve, argon):
     wait_for(lambda: step(page) > before)
 
 
-def test_dark_mode_reaches_canvas_and_plots(watched, ready):
-    page = opened(watched, ready + "/?theme=dark")
-    for part in (".stage", ".tabs", ".queue"):
-        wait_for(lambda part=part: np.median(pixels(page, part)) < 60)
+def test_dark_mode_reaches_canvas_plots_and_tables(watched, serve, ran):
+    page = opened(watched, serve(ran) + "/?theme=dark")
+    for tab in ("Traces", "Calibration", "Settings", "Log"):
+        page.get_by_role("tab", name=tab).click()
+        for part in (".stage", ".tabs", ".queue", ".controls"):
+            wait_for(lambda part=part: np.median(pixels(page, part)) < 60)
+        bright = (pixels(page, ".tabs").min(axis=-1) > 230).mean()
+        assert bright < 0.1, f"{tab}: {bright:.0%} of it is still white"
     page.get_by_role("button", name="Toggle theme").click()
-    for part in (".stage", ".tabs", ".queue"):
-        wait_for(lambda part=part: np.median(pixels(page, part)) > 200)
+    for tab in ("Traces", "Calibration", "Settings", "Log"):
+        page.get_by_role("tab", name=tab).click()
+        for part in (".stage", ".tabs", ".queue", ".controls"):
+            wait_for(lambda part=part: np.median(pixels(page, part)) > 200)
+        dark = (pixels(page, ".tabs").max(axis=-1) < 40).mean()
+        assert dark < 0.1, f"{tab}: {dark:.0%} of it is still dark"
 
 
 def test_a_phone_shows_everything_without_sideways_scrolling(watched, ready):

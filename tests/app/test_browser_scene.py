@@ -12,7 +12,7 @@ from playwright.sync_api import Page, expect
 
 from app.widgets.molecule import element_color
 
-from .test_browser import drawn, opened, pixels, wait_for
+from .test_browser import button, drawn, opened, pixels, wait_for
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(240)]
 
@@ -141,11 +141,11 @@ def test_a_click_in_a_trace_shows_the_frame_and_a_zoom_can_be_undone(watched, se
     box = page.locator(".energy canvas").first.bounding_box()
     page.mouse.click(box["x"] + 0.6 * box["width"], box["y"] + 0.5 * box["height"])
     expect(page.locator(".said")).to_contain_text(re.compile(r"step \d{3} "))
-    expect(page.get_by_role("button", name="Follow")).to_be_hidden()
+    expect(button(page, "Follow")).to_be_hidden()
     page.mouse.wheel(0, -300)
-    expect(page.get_by_role("button", name="Follow")).to_be_visible()
-    page.get_by_role("button", name="Follow").click()
-    expect(page.get_by_role("button", name="Follow")).to_be_hidden()
+    expect(button(page, "Follow")).to_be_visible()
+    button(page, "Follow").click()
+    expect(button(page, "Follow")).to_be_hidden()
 
 
 def test_a_measured_distance_is_traced_over_the_stored_frames(watched, serve, ran):

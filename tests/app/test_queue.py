@@ -8,6 +8,7 @@ from app import state as app_state
 from app.lease import Lease
 from app.seat import Seat
 from app.selection import Selection
+from app.views.exchange import Exchange
 from app.views.queue import Queue
 from core.campaign import events as ev
 from core.campaign.state import State
@@ -30,9 +31,14 @@ def queue(campaign):
     warned = []
     seat = Seat(campaign, Lease(), warned.append)
     seat.identify("s" * 32)
-    view = Queue(campaign, seat, Selection())
+    view = Queue(campaign, seat, Selection(), *strip(campaign, seat))
     view.warned = warned
     return view
+
+
+def strip(campaign, seat):
+    exchange = Exchange(campaign, seat)
+    return exchange.button, exchange
 
 
 def posted(campaign):
@@ -106,7 +112,8 @@ def test_the_sweep_is_previewed_before_it_is_applied(campaign, queue):
 def test_a_viewer_sees_everything_and_decides_nothing(campaign, queue):
     shown(campaign, queue, queue=(query(),))
     lease = queue._seat._lease
-    other = Queue(campaign, Seat(campaign, lease, queue.warned.append), Selection())
+    seat = Seat(campaign, lease, queue.warned.append)
+    other = Queue(campaign, seat, Selection(), *strip(campaign, seat))
     other._seat.identify("t" * 32)
     other.update(campaign.glance())
     assert "Frame at step 120" in other._text.object
