@@ -9,7 +9,7 @@ FITS := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2
 PINNED := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-slow lint format bench clean
+.PHONY: help install serve test test-slow lint format bench screenshots clean
 
 help:
 	@echo "make serve      start the app in the browser (ARGS='--port 5010' and the like)"
@@ -18,6 +18,7 @@ help:
 	@echo "make format     let ruff mend what it can"
 	@echo "make test-slow  the tests marked slow"
 	@echo "make bench      the benchmarks (NAME=campaign for one)"
+	@echo "make screenshots take the pictures of the README, taken anew"
 	@echo "make clean      remove caches and build outputs (not .venv, not campaigns)"
 
 # A python found by name may still not run (a pyenv shim, say): the first that runs and fits is taken.
@@ -62,7 +63,10 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .
 
 bench: $(VENV)/.installed-dev
-	for name in $(or $(NAME),posterior campaign); do $(BIN)/flywise bench $$name $(ARGS) || exit 1; done
+	for name in $(or $(NAME),posterior campaign app); do $(BIN)/flywise bench $$name $(ARGS) || exit 1; done
+
+screenshots: $(VENV)/.installed-dev
+	$(BIN)/python assets/screenshots/make.py
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .benchmarks test-results

@@ -80,7 +80,11 @@ class PotentialSettings(_Section):
 
     model: str = Field("bundled", description="Name of a foundation model, or a bundle folder.")
     dtype: Literal["float32", "float64"] = Field("float32", description="Precision of the model.")
-    threads: int = Field(1, ge=1, le=64, description="CPU threads of MD and fine-tuning.")
+    threads: int = Field(1, ge=1, le=64, description="CPU threads of the simulation.")
+    learning_threads: int = Field(
+        0, ge=0, le=64,
+        description="CPU threads of learning, while the simulation waits; 0 for all cores.",
+    )  # fmt: skip
 
 
 class DynamicsSettings(_Section):

@@ -8,9 +8,11 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 import resource
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -77,6 +79,7 @@ class Engine:
     def __init__(self, directory: Path, structure: Structure, state: State) -> None:
         settings = state.settings
         torch.set_num_threads(settings.potential.threads)
+        self._learning_threads = settings.potential.learning_threads
         self.directory, self.structure = directory, structure
         self.potential = cast(
             Potential,
@@ -229,6 +232,10 @@ class Engine:
 
     def update(self, state: State, rows: Sequence[LabelRow], frames: Sequence[Frame]) -> Outcome:
         """Learn the labels `rows` (of `frames`) that are not learned yet; canary; roll back."""
+        with _threads(self._learning_threads):
+            return self._update(state, rows, frames)
+
+    def _update(self, state: State, rows: Sequence[LabelRow], frames: Sequence[Frame]) -> Outcome:
         new = [self._labelled(row, frame) for row, frame in zip(rows, frames, strict=True)]
         scored = frozenset(row.query_id for row in rows if row.z is not None)
         former = self.knowledge
@@ -307,6 +314,17 @@ class Engine:
         calibration: str,
     ) -> None:
         """Take up the knowledge of `snapshot`, learned from `rows` in the order of learning."""
+        with _threads(self._learning_threads):
+            self._restore(snapshot, rows, frames, calibration)
+        self.dynamics.refresh()
+
+    def _restore(
+        self,
+        snapshot: Snapshot,
+        rows: Sequence[LabelRow],
+        frames: Sequence[Frame],
+        calibration: str,
+    ) -> None:
         labels = [self._labelled(row, frame) for row, frame in zip(rows, frames, strict=True)]
         restored = self.learner.restore(
             self.directory / snapshot.path, labels,
@@ -321,7 +339,6 @@ class Engine:
                 f"The weights in {snapshot.path} have hash {found}, the journal says "
                 f"{snapshot.weights}; the file was changed. Restore it from a copy."
             )
-        self.dynamics.refresh()
 
     def rescore(self, state: State, query_id: int, structure: Structure) -> ev.Rescored:
         """Judge a waiting frame with the weights in force."""
@@ -341,6 +358,24 @@ class Engine:
     def energy(self) -> float:
         """Potential energy of the present point, offset included, eV."""
         return self.dynamics.energy + self.learner.shift(self.knowledge)
+
+
+@contextmanager
+def _threads(n: int) -> Iterator[None]:
+    """Let torch use `n` threads for a while, all cores for 0: the simulation waits meanwhile."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(n or _cores())
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _cores() -> int:
+    """Return how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _snapshot_path(number: int) -> Path:

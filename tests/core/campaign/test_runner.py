@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 import safetensors.numpy
+import torch
 
 from core import worker
 from core.campaign import events as ev
 from core.campaign import store
-from core.campaign.engine import WHOLE_SNAPSHOTS
+from core.campaign.engine import WHOLE_SNAPSHOTS, Engine
 from core.campaign.loop import replay
 from core.campaign.reader import CampaignReader, Commander
 from core.campaign.runner import Runner
@@ -58,6 +59,23 @@ def test_predictions_before_an_update_are_kept_with_the_label(finished):
             if frame.kind == "flagged":
                 assert label.predicted == pytest.approx(frame.energy)
                 assert label.z == pytest.approx((label.energy - frame.energy) / frame.sigma_energy)
+
+
+def test_learning_may_use_more_threads_than_the_simulation(prepared, monkeypatch):
+    seen = []
+    update = Engine._update
+
+    def watched(self, *given):
+        seen.append(torch.get_num_threads())
+        return update(self, *given)
+
+    monkeypatch.setattr(Engine, "_update", watched)
+    runner = Runner(prepared(potential__learning_threads=2))
+    runner.open()
+    runner.apply(ev.Start())
+    runner.run(lambda state: state.trusted)
+    runner.close()
+    assert seen == [2] and torch.get_num_threads() == 1
 
 
 def test_old_snapshots_keep_their_weights_only(prepared):
