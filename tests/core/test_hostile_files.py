@@ -224,7 +224,10 @@ def test_mutated_label_files(count, opened, labels):
     "count", [QUICK, pytest.param(MANY, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])]
 )
 def test_mutated_settings_files(count, opened, tmp_path):
-    good = [asset("examples/ethanol.toml").read_text(), settings.load(asset("examples/ethanol.toml")).to_toml()]
+    good = [
+        asset("examples/ethanol.toml").read_text(),
+        settings.load(asset("examples/ethanol.toml")).to_toml(),
+    ]
     file = tmp_path / "settings.toml"
     rng = random.Random(3)
     read = 0
