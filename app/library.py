@@ -323,7 +323,8 @@ def _read(directory: Path, stamp: tuple[int, ...], known: _Known | None) -> _Kno
 def _past(campaign: Campaign) -> Past:
     with CampaignReader(campaign.directory) as reader:
         figures = report.summary(reader)
-        costs = [label.wall_s for label in reader.labels()]
+        state = reader.state()
+        costs = [x.wall_s for x in reader.labels() if not state.query(x.query_id).by_hand]
         n_atoms = len(reader.structure)
     label_s = sum(costs) / len(costs) if costs else None
     return Past(

@@ -133,7 +133,8 @@ class CampaignState:
         learned = state.counts["trained"]
         if learned != self._labels[0]:
             rows = self.reader.labels()
-            cost = float(np.mean([row.wall_s for row in rows])) if rows else None
+            bought = [row.wall_s for row in rows if not state.query(row.query_id).by_hand]
+            cost = float(np.mean(bought)) if bought else None
             scored = [row for row in rows if row.predicted is not None]
             newest = max(scored, key=lambda row: row.at, default=None)
             self._labels = (learned, cost, newest)
@@ -157,7 +158,10 @@ class CampaignState:
 
     def post(self, command: ev.Command) -> int:
         """Store a command; return its id for `outcome`."""
-        return self._commander.post(command)
+        number = self._commander.post(command)
+        if self.glance().state.phase == "finished":  # nobody is there to look at it
+            self._awaiting(number)
+        return number
 
     def offer(self, labels: exchange.Offer, who: str) -> int:
         """Hand labels computed elsewhere to the worker; return the command's id for `outcome`."""
@@ -192,7 +196,7 @@ class CampaignState:
             return "\n".join(file.read().decode(errors="replace").splitlines()[-lines:])
 
     def _await(self, command: ev.Command) -> int:
-        return self._awaiting(self.post(command))
+        return self._awaiting(self._commander.post(command))
 
     def _awaiting(self, number: int) -> int:
         """See to it that a worker looks at a command."""

@@ -237,6 +237,20 @@ def test_labels_computed_by_hand_are_refused_and_accepted(watched, serve, argon)
     expect(page.locator(".badge")).to_have_count(0)  # trusted, without a label bought
 
 
+def test_a_finished_campaign_goes_on_when_it_is_given_more_steps(watched, serve, argon):
+    directory = argon("threshold", "0.2 kcal/mol", 300)
+    page = opened(watched, serve(directory))
+    button(page, "Start").click()
+    expect(page.locator(".state")).to_contain_text("Finished")
+    expect(button(page, "Start")).to_be_disabled()
+    page.get_by_role("tab", name="Settings").click()
+    page.get_by_label("Steps to run").fill("500")
+    page.get_by_label("Steps to run").press("Enter")
+    expect(button(page, "Start")).to_be_enabled()
+    button(page, "Start").click()
+    wait_for(lambda: step(page) == 500)
+
+
 def test_home_lists_the_campaign_and_leads_to_it(watched, serve, argon):
     directory = argon()
     address = serve(directory)
@@ -299,11 +313,21 @@ def test_without_webgl_a_flat_picture_is_drawn(watched, ready):
 
 def test_a_drag_turns_the_molecule_and_the_pointer_names_an_atom(watched, ready):
     page = opened(watched, ready)
+
+    def middle() -> tuple[float, float]:
+        box = page.locator(".stage").bounding_box()
+        assert box
+        return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+
+    def named() -> bool:
+        x, y = middle()  # where an atom of the cluster is, once the page has its final layout
+        page.mouse.move(x + 2, y)
+        page.mouse.move(x, y)
+        return "Ar" in page.locator(".tip").inner_text()
+
+    wait_for(named)
+    x, y = middle()
     box = page.locator(".stage").bounding_box()
-    assert box
-    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
-    page.mouse.move(x, y)  # the atom in the middle of the cluster
-    expect(page.locator(".tip")).to_contain_text("Ar")
     before = pixels(page)
     page.mouse.down()
     page.mouse.move(x + 150, y + 60, steps=5)

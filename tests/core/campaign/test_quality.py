@@ -126,6 +126,6 @@ def test_a_campaign_keeps_what_its_labels_were_judged_by(strict):
         assert judged.bound[at] == pytest.approx(frame.energy_bound)
         assert judged.force_bound[at] == pytest.approx(frame.force_bound)
         error = np.linalg.norm(rows[at].forces - frame.forces, axis=1).max()
-        assert judged.force_error[at] == pytest.approx(error, rel=1e-3)
+        assert judged.force_error[at] == pytest.approx(error, rel=1e-3, abs=1e-8)
     earliest = min((row for row in rows if row.calibration), key=lambda row: row.learned)
     assert json.dumps(earliest.calibration) == first
