@@ -20,6 +20,7 @@ from urllib.parse import quote
 import panel as pn
 import panel_material_ui as pmui
 import param
+from panel.io import hold
 from panel.util import edit_readonly
 from tornado.iostream import StreamClosedError
 from tornado.websocket import WebSocketClosedError
@@ -280,9 +281,13 @@ def _keep_up(tick: Callable[[], None], period: int) -> None:
     Panel takes it for part of the page, which was sent before (`panel.io.document.hold`).
     """
 
+    def beat() -> None:
+        with hold():  # one message for all that changed: each names every model of the page
+            tick()
+
     def begin() -> None:
         tick()
-        pn.state.add_periodic_callback(tick, period=period)
+        pn.state.add_periodic_callback(beat, period=period)
 
     pn.state.onload(begin)
 

@@ -52,3 +52,8 @@ class CampaignError(FlywiseError):
 
 class CanaryError(FlywiseError):
     """New weights failed the check that precedes their use in a simulation."""
+
+
+def shorten(text: str, most: int = 300) -> str:
+    """Return a text for a message, its middle left out where it is longer than `most`."""
+    return text if len(text) <= most else f"{text[: most // 2]} … {text[-most // 2 :]}"

@@ -24,7 +24,7 @@ from pydantic import (
     model_validator,
 )
 
-from core.errors import InputError, SettingsError
+from core.errors import InputError, SettingsError, shorten
 from core.structures import Structure, check, from_file, from_name, from_smiles
 from core.units import KCAL_PER_MOL, parse_energy, parse_force
 
@@ -300,11 +300,11 @@ def _explain(entry: Any) -> str:
     path = ".".join(str(part) for part in entry["loc"]) or "settings"
     given = entry.get("input")
     if entry["type"] == "extra_forbidden":
-        return f"{path} is not a setting{_nearest(path)}"
+        return f"{shorten(path)} is not a setting{_nearest(path[:100])}"
     if entry["type"] == "missing":
         return f"{path} is missing"
-    message = entry["msg"].removeprefix("Value error, ")
-    shown = "" if isinstance(given, dict) else f" (given: {given!r})"
+    message = shorten(entry["msg"].removeprefix("Value error, "))
+    shown = "" if isinstance(given, dict) else f" (given: {shorten(repr(given), 100)})"
     return f"{path}: {message}{shown}"
 
 

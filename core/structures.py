@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import ase
 import ase.build
+import ase.cell
 import ase.data
 import ase.geometry
 import ase.io
 import ase.neighborlist
 import numpy as np
+import scipy.spatial
 
-from core.errors import StructureError
+from core.errors import StructureError, shorten
 
 FORMATS = {
     ".xyz": "extxyz",
@@ -36,6 +39,10 @@ FORMATS = {
 
 MAX_FILE_BYTES = 64 * 1024 * 1024
 MAX_ATOMS = 20_000
+FARTHEST = 1e5
+"""Largest coordinate that is accepted, Å."""
+THINNEST_CELL = 0.5
+"""Least distance, Å, between two lattice planes that are a period apart."""
 TOO_CLOSE = 0.4
 """Two atoms nearer than this fraction of the sum of their covalent radii overlap."""
 
@@ -129,10 +136,13 @@ def check(structure: Structure) -> Structure:
         raise StructureError("The structure has no atoms; give at least one.")
     if n > MAX_ATOMS:
         raise StructureError(f"The structure has {n} atoms; at most {MAX_ATOMS} are accepted.")
-    if not np.isfinite(structure.positions).all():
-        raise StructureError("The structure has positions that are not finite numbers.")
+    if not (np.abs(structure.positions) < FARTHEST).all():
+        raise StructureError(
+            f"The structure has positions that are not finite numbers, or beyond {FARTHEST:g} Å."
+        )
     if (structure.numbers < 1).any() or (structure.numbers > 118).any():
         raise StructureError("The structure has atoms that are no chemical element.")
+    _check_cell(structure)
     electrons = int(structure.numbers.sum()) - structure.charge
     if electrons < 0 or (electrons - structure.spin) % 2:
         raise StructureError(
@@ -141,6 +151,26 @@ def check(structure: Structure) -> Structure:
         )
     _check_distances(structure)
     return structure
+
+
+def _check_cell(structure: Structure) -> None:
+    if not any(structure.pbc):
+        return
+    good = bool((np.abs(structure.cell) < FARTHEST).all())
+    if good:
+        cell = ase.cell.Cell(structure.cell)
+        good = all(cell.lengths()[k] > 0 for k in range(3) if structure.pbc[k])
+    if good:
+        a, b, c = cell.complete().array
+        faces = np.array([np.cross(b, c), np.cross(c, a), np.cross(a, b)])
+        heights = abs(float(a @ faces[0])) / np.maximum(np.linalg.norm(faces, axis=1), 1e-300)
+        good = bool((heights[list(structure.pbc)] >= THINNEST_CELL).all())
+    if not good:
+        raise StructureError(
+            "The periodic cell is flat, too thin or not made of finite numbers: lattice planes "
+            f"must lie at least {THINNEST_CELL} Å apart. Check Lattice (or the cell parameters) "
+            "and which directions are periodic."
+        )
 
 
 def _check_distances(structure: Structure) -> None:
@@ -159,16 +189,26 @@ def _check_distances(structure: Structure) -> None:
 def closest_pair(structure: Structure) -> tuple[int, int, float, float] | None:
     """Return (i, j, distance Å, smallest acceptable distance Å) of the most overlapping pair."""
     radii = ase.data.covalent_radii[structure.numbers]
-    i, j, d = ase.neighborlist.primitive_neighbor_list(
-        "ijd", structure.pbc, structure.cell if any(structure.pbc) else np.eye(3),
-        structure.positions, cutoff=2 * TOO_CLOSE * float(radii.max()) + 1e-3,
-        self_interaction=False,
-    )  # fmt: skip
+    i, j, d = _pairs(structure, 2 * TOO_CLOSE * float(radii.max()) + 1e-3)
     if len(d) == 0:
         return None
     limits = TOO_CLOSE * (radii[i] + radii[j])
     worst = int(np.argmin(d / limits))
     return int(i[worst]), int(j[worst]), float(d[worst]), float(limits[worst])
+
+
+def _pairs(structure: Structure, cutoff: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return first and second atom and distance (M,) of the pairs nearer than `cutoff`, Å."""
+    positions, aperiodic = structure.positions, ~np.array(structure.pbc)
+    if aperiodic.all():  # however far apart the atoms are
+        i, j = scipy.spatial.cKDTree(positions).query_pairs(cutoff, output_type="ndarray").T
+        return i, j, np.linalg.norm(positions[i] - positions[j], axis=1)
+    cell = np.where(aperiodic[:, None], 0.0, structure.cell)
+    cell = np.array(ase.cell.Cell(cell).complete())
+    cell[aperiodic] *= 10.0 + float(np.ptp(positions, axis=0).max())
+    return ase.neighborlist.primitive_neighbor_list(
+        "ijd", structure.pbc, cell, positions, cutoff=cutoff, self_interaction=False
+    )
 
 
 def rmsd(structure: Structure, first: np.ndarray, second: np.ndarray) -> float:
@@ -293,18 +333,50 @@ def from_bytes(
     except (TypeError, ValueError, OverflowError) as error:
         raise StructureError(
             f"{filename}: charge and spin must be whole numbers, but the file says "
-            f"charge={atoms.info.get('charge')!r}, spin={atoms.info.get('spin')!r}."
+            f"charge={shorten(repr(atoms.info.get('charge')), 60)}, "
+            f"spin={shorten(repr(atoms.info.get('spin')), 60)}."
         ) from error
     return check(structure)
 
 
+def _check_counts(text: str, filename: str, fmt: str) -> None:
+    """Refuse a file that announces more than it holds: ASE would make room for all of it first.
+
+    Raises:
+        StructureError: the file is cut off, or a header is wrong.
+    """
+    lines, at = text.splitlines(), 0
+    if fmt == "vasp":  # species or counts stand in the sixth line, counts or a mode in the next
+        for number in re.findall(r"[0-9]+", " ".join(lines[5:7])):
+            _check_count(number, len(lines), 6, filename)
+    count = re.compile(r"\s*\d+\s*", re.ASCII)
+    while fmt == "extxyz" and at < len(lines) and count.fullmatch(lines[at]):
+        _check_count(lines[at].strip(), max(len(lines) - at - 2, 0), at + 1, filename)
+        wide = re.search(r":[A-Za-z]:(\d{4,})", "".join(lines[at + 1 : at + 2]))
+        if wide is not None:
+            raise StructureError(
+                f"{filename}: line {at + 2} announces {shorten(wide[1], 20)} columns; correct "
+                "Properties."
+            )
+        at += 2 + int(lines[at])
+
+
+def _check_count(announced: str, left: int, line: int, filename: str) -> None:
+    if len(announced) > 9 or int(announced) > left:
+        raise StructureError(
+            f"{filename}: line {line} announces {shorten(announced, 20)} atoms, but {left} lines "
+            "are left; the file is cut off."
+        )
+
+
 def _parse(text: str, filename: str, fmt: str, index: int) -> ase.Atoms:
+    _check_counts(text, filename, fmt)
     try:
         atoms = ase.io.read(io.StringIO(text), index=index, format=fmt)
     except Exception as error:  # ASE's parsers raise anything on malformed text
         raise StructureError(
-            f"{filename} could not be read as {fmt}: {type(error).__name__}: {error}. "
-            "Check the file, or convert it to extended XYZ."
+            f"{filename} could not be read as {fmt}: {type(error).__name__}: "
+            f"{shorten(str(error))}. Check the file, or convert it to extended XYZ."
         ) from error
     if isinstance(atoms, list) or not isinstance(atoms, ase.Atoms):
         raise StructureError(f"{filename} holds no structure at position {index}.")

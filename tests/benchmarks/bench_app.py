@@ -203,6 +203,14 @@ def stopping(page: Page, directory: Path) -> tuple[float, float]:
     return 1000 * (time.perf_counter() - began), halted
 
 
+READY = (
+    '{"msgid": "1", "msgtype": "PATCH-DOC"}', "{}",
+    '{"events": [{"kind": "MessageSent", "msg_type": "bokeh_event", "msg_data": {"type": "event", '
+    '"name": "document_ready", "values": {"type": "map", "entries": []}}}]}',
+)  # fmt: skip
+"""What a browser says when it shows the page (Bokeh's protocol); frames are sent from then on."""
+
+
 async def _watch(address: str, n: int, received: list[int], end: asyncio.Event) -> None:
     """Open `n` sessions as a browser does, and read what the server sends them."""
     client = AsyncHTTPClient()
@@ -214,6 +222,8 @@ async def _watch(address: str, n: int, received: list[int], end: asyncio.Event) 
         socket = await websocket_connect(
             address.replace("http", "ws") + "/ws", subprotocols=["bokeh", token.group(1)]
         )
+        for part in READY:
+            await socket.write_message(part)
         while not end.is_set() and await socket.read_message() is not None:
             received[index] += 1
         socket.close()
@@ -240,8 +250,10 @@ def viewers(address: str, n: int) -> Iterator[list[int]]:
     thread.start()
     ready.wait()
     deadline = time.monotonic() + 180
-    while min(received) < 5 and time.monotonic() < deadline:
+    while min(received) < 50 and time.monotonic() < deadline:
         time.sleep(0.2)
+    if min(received) < 50:
+        raise RuntimeError(f"a viewer was sent nothing: {received}")
     try:
         yield received
     finally:

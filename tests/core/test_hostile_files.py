@@ -155,7 +155,7 @@ def check(read: Callable[[], None], opened: Opened, allowed: tuple[str, ...] = (
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
-    "count", [QUICK, pytest.param(MANY, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])]
+    "count", [QUICK, pytest.param(MANY, marks=[pytest.mark.slow, pytest.mark.timeout(900)])]
 )
 def test_mutated_structure_files(count, opened):
     good = structure_files()
@@ -196,7 +196,7 @@ def labels(tmp_path_factory, argon):
 
 
 @pytest.mark.parametrize(
-    "count", [QUICK, pytest.param(MANY, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])]
+    "count", [QUICK, pytest.param(MANY, marks=[pytest.mark.slow, pytest.mark.timeout(900)])]
 )
 def test_mutated_label_files(count, opened, labels):
     directory, text = labels
@@ -221,7 +221,7 @@ def test_mutated_label_files(count, opened, labels):
 
 
 @pytest.mark.parametrize(
-    "count", [QUICK, pytest.param(MANY, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])]
+    "count", [QUICK, pytest.param(MANY, marks=[pytest.mark.slow, pytest.mark.timeout(900)])]
 )
 def test_mutated_settings_files(count, opened, tmp_path):
     good = [

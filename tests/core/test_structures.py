@@ -30,7 +30,7 @@ def test_a_molecule_by_smiles_name_and_file_is_the_same_molecule(tmp_path):
     ("text", "words"),
     [
         ("", "empty"),
-        ("2\n\nH 0 0 0\n", "could not be read"),
+        ("2\n\nH 0 0 0\n", "line 1 announces 2 atoms, but 1 lines"),
         ("2\n\nXx 0 0 0\nH 0 0 1\n", "could not be read"),
         ("2\n\nH 0 0 0\nH 0 0 0.1\n", "overlap"),
         ("2\n\nH 0 0 nan\nH 0 0 1\n", "finite"),
@@ -91,3 +91,10 @@ def test_rmsd_in_a_crystal_takes_the_shortest_way(rng):
     crystal = Structure(np.full(2, 14), positions, 4 * np.eye(3), (True,) * 3)
     moved = np.array([[3.9, 0, 0], [2, 2, 2]])
     assert rmsd(crystal, positions, moved) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("cell", [np.zeros((3, 3)), np.diag([5, 5, 0.1]), np.full((3, 3), np.nan)])
+def test_a_cell_that_is_none_is_refused(cell):
+    numbers, positions = np.array([18]), np.zeros((1, 3))
+    with pytest.raises(StructureError, match="periodic cell is flat"):
+        structures.check(structures.Structure(numbers, positions, cell, (True, True, True)))
