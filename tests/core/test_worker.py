@@ -229,7 +229,7 @@ def test_twenty_kills_of_label_processes_lose_nothing(directory, handle):
     def labellers(h: WorkerHandle) -> list[int]:
         return [c.pid for c in children_of(h.pid)][:1] if h.pid else []
 
-    killed = kill_at_random(directory, handle, 20, labellers, (0.1, 1.0))
+    killed = kill_at_random(directory, handle, 20, labellers, (0.5, 6.0))
     Commander(directory).post(ev.ChangeSetting(path="dynamics.steps", value=1))
     wait(directory, lambda s: s.phase in ("finished", "paused"))
     handle.stop()
