@@ -27,7 +27,7 @@ from core.campaign import events as ev
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parents[1]
 DESK, PHONE = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
-STEPS = 1500
+STEPS = 400
 """Steps before the campaign asks for decisions."""
 FLAGS = [
     "--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader",
