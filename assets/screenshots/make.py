@@ -97,6 +97,7 @@ def main() -> None:
         home = Path(folder)
         directory = campaign(home)
         browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+        worker.WorkerHandle(directory).start()
         with server(directory, home) as address:
             for mode in ("light", "dark"):
                 theme = "dark" if mode == "dark" else "default"
