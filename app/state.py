@@ -158,10 +158,7 @@ class CampaignState:
 
     def post(self, command: ev.Command) -> int:
         """Store a command; return its id for `outcome`."""
-        number = self._commander.post(command)
-        if self.glance().state.phase == "finished":  # nobody is there to look at it
-            self._awaiting(number)
-        return number
+        return self._commander.post(command)
 
     def offer(self, labels: exchange.Offer, who: str) -> int:
         """Hand labels computed elsewhere to the worker; return the command's id for `outcome`."""

@@ -128,8 +128,7 @@ def status(glance: Glance) -> Status:
             return Status("Stopped by an error", _last_line(state.failure), "bad")
     if state.stopped:
         return Status("Stopped", "Press Start to go on from here.", "idle")
-    done = f"All {count(state.steps_total)} steps are done. More steps: Settings."
-    return Status("Finished", done, "done")
+    return Status("Finished", f"All {count(state.steps_total)} steps are done.", "done")
 
 
 def _last_line(text: str | None) -> str:

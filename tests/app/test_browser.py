@@ -237,20 +237,6 @@ def test_labels_computed_by_hand_are_refused_and_accepted(watched, serve, argon)
     expect(page.locator(".badge")).to_have_count(0)  # trusted, without a label bought
 
 
-def test_a_finished_campaign_goes_on_when_it_is_given_more_steps(watched, serve, argon):
-    directory = argon("threshold", "0.2 kcal/mol", 300)
-    page = opened(watched, serve(directory))
-    button(page, "Start").click()
-    expect(page.locator(".state")).to_contain_text("Finished")
-    expect(button(page, "Start")).to_be_disabled()
-    page.get_by_role("tab", name="Settings").click()
-    page.get_by_label("Steps to run").fill("500")
-    page.get_by_label("Steps to run").press("Enter")
-    expect(button(page, "Start")).to_be_enabled()
-    button(page, "Start").click()
-    wait_for(lambda: step(page) == 500)
-
-
 def test_home_lists_the_campaign_and_leads_to_it(watched, serve, argon):
     directory = argon()
     address = serve(directory)

@@ -103,7 +103,7 @@ def test_an_upload_is_kept_and_a_copy_has_its_own(library):
 
 
 def test_a_structure_that_cannot_be_read_leaves_nothing_behind(library):
-    with pytest.raises(InputError, match="could not be read"):
+    with pytest.raises(InputError, match="the file is cut off"):
         library.create("water", SETTINGS, ("water.xyz", b"2\n\nO 0 0 0\n"))
     assert library.campaigns() == []
 

@@ -71,7 +71,7 @@ def test_an_uploaded_file_is_read_and_kept(page, made):
         ("mace.model", b"\x80\x04", "is a pickle"),
         ("notes.docx", b"x", "not accepted"),
         ("empty.xyz", b" ", "is empty"),
-        ("torn.xyz", b"3\n\nO 0 0 0\n", "could not be read"),
+        ("torn.xyz", b"3\n\nO 0 0 0\n", "the file is cut off"),
         ("binary.cif", b"\xff\xfe\x00", "not a text file"),
         ("<b>.xyz", b"2\n\nH 0 0 0\nH 0 0 0.1\n", "overlap"),
         ("big.xyz", b" " * ((MAX_UPLOAD_MB << 20) + 1), "larger than"),
