@@ -18,7 +18,7 @@ help:
 	@echo "make format     let ruff mend what it can"
 	@echo "make test-slow  the tests marked slow"
 	@echo "make bench      the benchmarks (NAME=campaign for one)"
-	@echo "make screenshots take the pictures of the README, taken anew"
+	@echo "make screenshots  take the pictures of the README anew"
 	@echo "make clean      remove caches and build outputs (not .venv, not campaigns)"
 
 # A python found by name may still not run (a pyenv shim, say): the first that runs and fits is taken.

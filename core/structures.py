@@ -154,23 +154,26 @@ def check(structure: Structure) -> Structure:
 
 
 def _check_cell(structure: Structure) -> None:
-    if not any(structure.pbc):
-        return
-    good = bool((np.abs(structure.cell) < FARTHEST).all())
+    periodic = np.array(structure.pbc)
+    cell = structure.cell[periodic]
+    good = bool((np.abs(cell) < FARTHEST).all()) and bool((np.abs(cell).max(axis=1) > 0).all())
     if good:
-        cell = ase.cell.Cell(structure.cell)
-        good = all(cell.lengths()[k] > 0 for k in range(3) if structure.pbc[k])
-    if good:
-        a, b, c = cell.complete().array
+        a, b, c = _spanned(structure)
         faces = np.array([np.cross(b, c), np.cross(c, a), np.cross(a, b)])
         heights = abs(float(a @ faces[0])) / np.maximum(np.linalg.norm(faces, axis=1), 1e-300)
-        good = bool((heights[list(structure.pbc)] >= THINNEST_CELL).all())
+        good = bool((heights[periodic] >= THINNEST_CELL).all())
     if not good:
         raise StructureError(
             "The periodic cell is flat, too thin or not made of finite numbers: lattice planes "
             f"must lie at least {THINNEST_CELL} Å apart. Check Lattice (or the cell parameters) "
             "and which directions are periodic."
         )
+
+
+def _spanned(structure: Structure) -> np.ndarray:
+    """Return the cell (3, 3), Å, with unit normals in the directions that are not periodic."""
+    cell = np.where(np.array(structure.pbc)[:, None], structure.cell, 0.0)
+    return np.array(ase.cell.Cell(cell).complete())
 
 
 def _check_distances(structure: Structure) -> None:
@@ -203,8 +206,7 @@ def _pairs(structure: Structure, cutoff: float) -> tuple[np.ndarray, np.ndarray,
     if aperiodic.all():  # however far apart the atoms are
         i, j = scipy.spatial.cKDTree(positions).query_pairs(cutoff, output_type="ndarray").T
         return i, j, np.linalg.norm(positions[i] - positions[j], axis=1)
-    cell = np.where(aperiodic[:, None], 0.0, structure.cell)
-    cell = np.array(ase.cell.Cell(cell).complete())
+    cell = _spanned(structure)
     cell[aperiodic] *= 10.0 + float(np.ptp(positions, axis=0).max())
     return ase.neighborlist.primitive_neighbor_list(
         "ijd", structure.pbc, cell, positions, cutoff=cutoff, self_interaction=False

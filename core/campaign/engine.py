@@ -314,22 +314,12 @@ class Engine:
         calibration: str,
     ) -> None:
         """Take up the knowledge of `snapshot`, learned from `rows` in the order of learning."""
-        with _threads(self._learning_threads):
-            self._restore(snapshot, rows, frames, calibration)
-        self.dynamics.refresh()
-
-    def _restore(
-        self,
-        snapshot: Snapshot,
-        rows: Sequence[LabelRow],
-        frames: Sequence[Frame],
-        calibration: str,
-    ) -> None:
         labels = [self._labelled(row, frame) for row, frame in zip(rows, frames, strict=True)]
-        restored = self.learner.restore(
-            self.directory / snapshot.path, labels,
-            Offset(snapshot.offset, snapshot.offset_variance), snapshot.id,
-        )  # fmt: skip
+        with _threads(self._learning_threads):
+            restored = self.learner.restore(
+                self.directory / snapshot.path, labels,
+                Offset(snapshot.offset, snapshot.offset_variance), snapshot.id,
+            )  # fmt: skip
         self.knowledge = replace(
             restored, calibration=calibration_from_dict(json.loads(calibration))
         )
@@ -339,6 +329,7 @@ class Engine:
                 f"The weights in {snapshot.path} have hash {found}, the journal says "
                 f"{snapshot.weights}; the file was changed. Restore it from a copy."
             )
+        self.dynamics.refresh()
 
     def rescore(self, state: State, query_id: int, structure: Structure) -> ev.Rescored:
         """Judge a waiting frame with the weights in force."""

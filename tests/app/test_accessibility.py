@@ -1,20 +1,18 @@
 """The pages scanned by axe-core for what keeps people with disabilities out, light and dark."""
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, expect
 
 from .test_browser import opened
 
-axe = pytest.importorskip(
-    "axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed"
-)
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(240)]
 SERIOUS = ("serious", "critical")
 
 
 def findings(page: Page) -> list[str]:
     """What axe-core calls serious or critical, one line each with the first element concerned."""
-    found = axe.Axe().run(page).response["violations"]
+    found = Axe().run(page).response["violations"]
     return [
         f"{rule['id']}: {node['html'][:160]} ({'; '.join(x['message'] for x in node['any'])[:160]})"
         for rule in found

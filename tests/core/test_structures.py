@@ -98,3 +98,10 @@ def test_a_cell_that_is_none_is_refused(cell):
     numbers, positions = np.array([18]), np.zeros((1, 3))
     with pytest.raises(StructureError, match="periodic cell is flat"):
         structures.check(structures.Structure(numbers, positions, cell, (True, True, True)))
+
+
+def test_what_stands_along_an_open_direction_of_a_slab_does_not_matter():
+    numbers, positions = np.array([18, 18]), np.array([[0, 0, 0], [0, 0, 60.0]])
+    slab = np.array([[5, 0, 0], [0, 5, 0], [5, 0, 0.0]])
+    structure = structures.Structure(numbers, positions, slab, (True, True, False))
+    assert structures.check(structure) is structure
