@@ -71,14 +71,24 @@ class Campaign:
 
 @dataclass(frozen=True)
 class Past:
-    """What an earlier campaign cost: `label_s` for each label, `wall_s` for all its steps."""
+    """What an earlier campaign cost: `wall_s` seconds for `steps`, labels at the steps `labels`."""
 
     name: str
     n_atoms: int
     steps: int
-    labels: int
-    label_s: float | None
+    labels: tuple[int, ...]
     wall_s: float
+
+    def forecast(self, steps: int) -> tuple[int, float]:
+        """Return the labels that `steps` like these need, and the most seconds they may take.
+
+        Beyond its own end the labels go on as in its second half.
+        """
+        done = sum(step <= steps for step in self.labels)
+        late = sum(step > self.steps / 2 for step in self.labels)
+        labels = done + round(late * 2 * max(0, steps - self.steps) / self.steps)
+        share = max(steps / self.steps, labels / max(len(self.labels), 1))
+        return labels, self.wall_s * share
 
 
 @dataclass(frozen=True)
@@ -324,12 +334,9 @@ def _past(campaign: Campaign) -> Past:
     with CampaignReader(campaign.directory) as reader:
         figures = report.summary(reader)
         state = reader.state()
-        costs = [x.wall_s for x in reader.labels() if not state.query(x.query_id).by_hand]
+        labels = tuple(state.query(row.query_id).step for row in reader.labels())
         n_atoms = len(reader.structure)
-    label_s = sum(costs) / len(costs) if costs else None
-    return Past(
-        campaign.name, n_atoms, figures["steps_run"], figures["labels"], label_s, figures["wall_s"]
-    )
+    return Past(campaign.name, n_atoms, figures["steps_run"], labels, figures["wall_s"])
 
 
 def _suffix(filename: str) -> str:

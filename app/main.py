@@ -27,9 +27,10 @@ from tornado.websocket import WebSocketClosedError
 
 from app import theme, wording
 from app.library import library
+from app.notices import notices, tab_name
 from app.seat import Seat
 from app.selection import Selection
-from app.state import CampaignState, campaign
+from app.state import CampaignState, Glance, campaign
 from app.state import demo as open_demo
 from app.views.calibration import Calibration
 from app.views.controls import Controls
@@ -44,7 +45,7 @@ from app.views.sharing import SharingLine
 from app.views.shortcuts import Shortcuts
 from app.views.tour import Tour
 from app.views.traces import Traces
-from app.widgets.keyboard import Keyboard
+from app.widgets.browser_tab import BrowserTab
 from core.errors import FlywiseError, InputError
 
 TITLE = "Flywise"
@@ -53,6 +54,8 @@ DESK_MS = 2000
 """Time between two looks at the list of campaigns."""
 FAST_MS = 60
 """Time between two looks at the atoms."""
+NOTICE_MS = 8000
+"""Time that a notice stays."""
 SLOW = 3
 """Every so many looks the rest of the screen follows too (about 5 a second)."""
 
@@ -60,7 +63,7 @@ _SCREEN_CSS = """
 :host { display: grid !important; box-sizing: border-box; gap: 12px; padding: 12px;
   background: var(--fw-page); width: 100%; height: 100%; min-height: 0; overflow: auto;
   grid-template-columns: minmax(0, 1.18fr) minmax(500px, 1fr);
-  grid-template-rows: auto minmax(330px, 1fr) minmax(270px, 0.62fr);
+  grid-template-rows: auto minmax(330px, 1fr) minmax(276px, 0.66fr);
   grid-template-areas: "controls controls" "scene tabs" "scene queue"; }
 .scroll-button { display: none !important; }
 .controls { grid-area: controls; } .scene { grid-area: scene; } .tabs { grid-area: tabs; }
@@ -119,6 +122,7 @@ class Screen:
     def __init__(self, shown: CampaignState) -> None:
         self._campaign = shown
         self._ticks = 0
+        self._told: Glance | None = None
         self._seat = Seat(shown, shown.lease, self._warn)
         self.selection = Selection()
         self._scene = Scene(shown, self.selection)
@@ -143,7 +147,7 @@ class Screen:
             ".": self._controls.step_on, "l": lambda: self._queue.choose(0),
             "?": self._shortcuts.toggle,
         }  # fmt: skip
-        keyboard = Keyboard(
+        self._tab = BrowserTab(
             self._press, self._seat.identify, keys=list(self._keys), css_classes=["hidden"]
         )
         self._tab_bar = pmui.Tabs(
@@ -153,7 +157,7 @@ class Screen:
         self._tab_bar.param.watch(lambda _: self.tick(), "active")
         self._grid = pn.Column(
             self._controls, self._scene, self._tab_bar, self._queue,
-            keyboard, self._shortcuts, tour,
+            self._tab, self._shortcuts, tour,
             margin=0, sizing_mode="stretch_both",
         )  # fmt: skip
         self._title = pn.pane.HTML("", margin=0, sizing_mode="stretch_width")
@@ -172,8 +176,17 @@ class Screen:
             for view in (self._controls, self._queue, self._exchange, self._shown_tab()):
                 view.update(glance)
             self._sharing.update()
+            self._tell(glance)
             self._title.object = _heading(self._campaign, glance.state.settings)
         self._ticks += 1
+
+    def _tell(self, glance: Glance) -> None:
+        self._tab.heading = tab_name(glance, self._campaign.title)
+        if self._told is not None and pn.state.notifications is not None:
+            for notice in notices(self._told, glance):
+                tell = getattr(pn.state.notifications, notice.tone)
+                tell(notice.text, duration=NOTICE_MS)
+        self._told = glance
 
     def _shown_tab(self) -> Any:
         return list(self._tabs.values())[self._tab_bar.active]
@@ -183,13 +196,14 @@ class Screen:
 
     def _warn(self, message: str) -> None:
         if pn.state.notifications is not None:
-            pn.state.notifications.warning(message, duration=8000)
+            pn.state.notifications.warning(message, duration=NOTICE_MS)
 
     def _paint(self) -> None:
         palette = theme.palette(bool(self.page.dark_theme))
         variables = theme.variables(palette)
         self._grid.stylesheets = [_SCREEN_CSS, variables]
         self._title.stylesheets = [_TITLE_CSS, variables]
+        self._sharing.paint(palette)
         self._scene.paint(palette)
         for view in self._tabs.values():
             if hasattr(view, "paint"):

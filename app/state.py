@@ -108,6 +108,7 @@ class CampaignState:
         self._labels: tuple[int, float | None, store.LabelRow | None] = (0, None, None)
         self._alive = (0.0, False)
         self._awaited: list[int] = []
+        self._posted: list[int] = []
         self._starts = 0
 
     @property
@@ -129,7 +130,7 @@ class CampaignState:
 
     def _look(self) -> Glance:
         state = self.reader.state()
-        self._tend()
+        self._tend(state)
         learned = state.counts["trained"]
         if learned != self._labels[0]:
             rows = self.reader.labels()
@@ -143,8 +144,12 @@ class CampaignState:
             state, self.reader.live(), self._is_alive(), time.time(), *self._labels[1:], stuck=log
         )
 
-    def _tend(self) -> None:
+    def _tend(self, state: State) -> None:
         """Start another worker if the one a command was meant for left before it looked."""
+        self._posted = [c for c in self._posted if self.outcome(c) is None]
+        if self._posted and state.phase in ("finished", "failed") and not self._awaited:
+            self._starts = 0
+            self._awaited, self._posted = self._posted, []
         self._awaited = [c for c in self._awaited if self.outcome(c) is None]
         if self._awaited and not self._is_alive() and self._starts <= MAX_STARTS:
             self._starts += 1
@@ -157,8 +162,10 @@ class CampaignState:
         return self._alive[1]
 
     def post(self, command: ev.Command) -> int:
-        """Store a command; return its id for `outcome`."""
-        return self._commander.post(command)
+        """Store a command; return its id for `outcome`. At its end a campaign is taken up again."""
+        number = self._commander.post(command)
+        self._posted.append(number)
+        return number
 
     def offer(self, labels: exchange.Offer, who: str) -> int:
         """Hand labels computed elsewhere to the worker; return the command's id for `outcome`."""

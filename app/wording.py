@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ase.data import chemical_symbols
@@ -68,6 +69,13 @@ def duration(seconds: float | None) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
+def roughly(seconds: float | None) -> str:
+    """Return "12 s", "31 min" or "2.5 h": a time that is estimated."""
+    if seconds is None or seconds < 90:
+        return duration(seconds)
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.2g} h"
+
+
 def age(seconds: float | None) -> str:
     """Return how long ago something was, in whole seconds, so that it does not flicker."""
     if seconds is None:
@@ -128,7 +136,8 @@ def status(glance: Glance) -> Status:
             return Status("Stopped by an error", _last_line(state.failure), "bad")
     if state.stopped:
         return Status("Stopped", "Press Start to go on from here.", "idle")
-    return Status("Finished", f"All {count(state.steps_total)} steps are done.", "done")
+    done = f"All {count(state.steps_total)} steps are done. Settings can add more."
+    return Status("Finished", done, "done")
 
 
 def _last_line(text: str | None) -> str:
@@ -169,9 +178,9 @@ def reasons(query: Query) -> str:
         return "One of the first frames: its label sets the energy offset and the calibration."
     said = []
     if "energy" in query.reasons:
-        said.append("the total energy")
+        said.append("the energy")
     if "force" in query.reasons:
-        said.append("the force on an atom")
+        said.append("a force")
     if not said:
         return "The model has since learned enough: this frame is within the tolerances."
     what = " and ".join(said)
@@ -181,6 +190,12 @@ def reasons(query: Query) -> str:
 def decider(who: str) -> str:
     """Say who decided about a frame."""
     return {"threshold": "automatically", "model": "by the model"}.get(who, f"by {who}")
+
+
+def abbreviated(path: Path) -> str:
+    """Return a path with "~" for the home directory."""
+    home = Path.home()
+    return str(Path("~") / path.relative_to(home)) if path.is_relative_to(home) else str(path)
 
 
 def cost(glance: Glance, frames: int = 1) -> str:

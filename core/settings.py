@@ -78,12 +78,15 @@ class StructureSettings(_Section):
 class PotentialSettings(_Section):
     """The foundation model."""
 
-    model: str = Field("bundled", description="Name of a foundation model, or a bundle folder.")
+    model: str = Field(
+        "bundled", title="Foundation model",
+        description="Its name, or the folder of a bundle.",
+    )  # fmt: skip
     dtype: Literal["float32", "float64"] = Field("float32", description="Precision of the model.")
     threads: int = Field(1, ge=1, le=64, description="CPU threads of the simulation.")
     learning_threads: int = Field(
-        0, ge=0, le=64,
-        description="CPU threads of learning, while the simulation waits; 0 for all cores.",
+        0, ge=0, le=64, title="CPU threads of learning",
+        description="The simulation waits meanwhile; 0 for all cores.",
     )  # fmt: skip
 
 
@@ -91,7 +94,7 @@ class DynamicsSettings(_Section):
     """Molecular dynamics."""
 
     ensemble: Literal["langevin", "nose-hoover", "nve"] = Field(
-        "langevin", description="Thermostat, or nve for constant energy."
+        "langevin", title="Ensemble", description="Thermostat, or nve for constant energy."
     )
     temperature_K: float = Field(
         300.0, gt=0, le=10_000, description="Temperature.", json_schema_extra=_live(unit="K")
@@ -109,7 +112,10 @@ class DynamicsSettings(_Section):
         10, ge=1, le=10_000, description="Steps between uncertainty checks and stored frames."
     )
     max_speed_factor: float = Field(
-        20.0, gt=1, description="Reset when the kinetic temperature exceeds this multiple."
+        20.0,
+        gt=1,
+        title="Heat limit",
+        description="Reset when the kinetic temperature exceeds this multiple of the wanted one.",
     )
 
 
@@ -119,12 +125,14 @@ class TrustSettings(_Section):
     energy_tolerance: Energy | None = Field(
         None,
         gt=0,
+        title="Energy tolerance",
         description="Largest acceptable error of the total energy; default 0.5 kcal/mol·√(N/9).",
         json_schema_extra=_live(unit="eV"),
     )
     force_tolerance: Force | None = Field(
         0.15,
         gt=0,
+        title="Force tolerance",
         description="Largest acceptable error of any atom's force; none to decide by energy only.",
         json_schema_extra=_live(unit="eV/Å"),
     )
@@ -132,6 +140,7 @@ class TrustSettings(_Section):
         0.95,
         gt=0.5,
         lt=1,
+        title="Confidence",
         description="Wanted probability of staying within the tolerances.",
         json_schema_extra=_live(),
     )
@@ -177,31 +186,37 @@ class LabellingSettings(_Section):
     """Reference calculations, and who decides about them."""
 
     reference: str = Field(
-        "gfn2-xtb", description="gfn1-xtb, gfn2-xtb, or teacher:BUNDLE (a frozen potential)."
+        "gfn2-xtb",
+        title="Level of theory",
+        description="gfn1-xtb, gfn2-xtb, or teacher:BUNDLE (a frozen potential).",
     )
     mode: Literal["approve", "threshold", "batch"] = Field(
         "threshold",
-        description="approve: ask for each frame; threshold: label without asking; batch: collect.",
+        title="Flagged frames",
+        description="approve: ask for each; threshold: label without asking; batch: collect.",
         json_schema_extra=_live(),
     )
     batch_size: int = Field(
         8, ge=1, le=1000, description="Frames proposed at once.", json_schema_extra=_live()
     )
     every: int = Field(
-        0, ge=0,
-        description="Label every Nth step instead of where the model is unsure (0: where unsure).",
+        0, ge=0, title="Label every Nth step",
+        description="Instead of where the model is unsure; 0 for where it is unsure.",
     )  # fmt: skip
     time_limit_s: float = Field(
-        600.0, gt=0, description="A label that takes longer is cancelled.",
+        600.0, gt=0, title="Time limit of a label",
+        description="One that takes longer is cancelled.",
         json_schema_extra=_live(unit="s"),
     )  # fmt: skip
     processes: int = Field(1, ge=1, le=64, description="Reference calculations side by side.")
     max_labels: int = Field(
-        1000, ge=1, description="Labels after which the campaign pauses.", json_schema_extra=_live()
-    )
+        1000, ge=1, title="Most labels", description="After these the campaign pauses.",
+        json_schema_extra=_live(),
+    )  # fmt: skip
     resume_from: Literal["flagged", "last-trusted"] = Field(
-        "flagged", description="Where MD goes on after an update.", json_schema_extra=_live()
-    )
+        "flagged", title="Resume from", description="Where MD goes on after an update.",
+        json_schema_extra=_live(),
+    )  # fmt: skip
     seed: int = Field(1, ge=0, le=2**32 - 1, description="Seed of all random numbers.")
 
 
@@ -255,7 +270,7 @@ def _toml(value: str | float | None) -> str:
 
 
 def fields() -> list[dict[str, Any]]:
-    """Return path, type, default, unit, help, bounds, `optional` and `live` of every field."""
+    """Return path, title (or None), type, default, unit, help, bounds and more of each field."""
     listed = []
     for section, info in Settings.model_fields.items():
         schema = info.annotation.model_json_schema()  # type: ignore[union-attr]
@@ -264,6 +279,7 @@ def fields() -> list[dict[str, Any]]:
             listed.append(
                 {
                     "path": f"{section}.{name}",
+                    "title": info.annotation.model_fields[name].title,  # type: ignore[union-attr]
                     "help": entry.get("description", ""),
                     "default": entry.get("default"),
                     "unit": entry.get("unit"),

@@ -38,6 +38,8 @@ THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 KEYBOARD = "Ctrl-C"
+NICENESS = 10
+"""Of a worker in the background, as of the command nice."""
 
 
 @contextmanager
@@ -219,10 +221,18 @@ def main(directory: str | Path, lock: int | None = None) -> None:
 
     if lock is not None:
         os.set_inheritable(lock, False)  # a label process must not keep it
+        _give_way()
     with locked(Path(directory)) if lock is None else os.fdopen(lock, "a+"):
         runner = Runner(directory)
         with _signals(runner.leave, signal.SIGTERM, signal.SIGINT):
             supervise(runner, lambda: _work(runner), tell=False)
+
+
+def _give_way() -> None:
+    """Let a page that shows the campaign have a core whenever it needs one."""
+    os.nice(NICENESS)
+    with suppress(OSError):  # Linux on desks shares the cores among sessions before processes
+        Path("/proc/self/autogroup").write_text(str(NICENESS))
 
 
 def _work(runner: Runner) -> None:

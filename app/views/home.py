@@ -14,7 +14,7 @@ from app import state as state_
 from app import theme, wording
 from app.library import Campaign, Library, library
 from app.widgets.picture import svg
-from app.wording import count
+from app.wording import abbreviated, count
 from core.errors import FlywiseError
 
 SHOWN = 24
@@ -134,7 +134,7 @@ class Home(pn.viewable.Viewer):
         for name, card in list(self._cards.items())[: self._limit]:
             card.show(byname[name])
         said = "1 campaign" if len(found) == 1 else f"{count(len(found))} campaigns"
-        folder = escape(str(self._library.folder))
+        folder = escape(abbreviated(self._library.folder))
         self._title.object = f"<h1>Campaigns</h1><p>{said} in {folder}</p>"
         self._empty.visible = not found
 

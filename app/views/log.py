@@ -272,10 +272,9 @@ def _setting(event: Any, frames: Names) -> str:
     entry = FIELDS[event.path]
     text = text_of(event.path, event.value) or "none"
     unit = f" {entry['unit']}" if entry["unit"] not in (None, "eV") else ""
-    name = label_of(entry).partition(";")[0].partition(":")[0]
     if event.path == "labelling.mode":
-        name, text = "Flagged frames", wording.MODES[event.value].lower()
-    return f"{name} set to {text}{unit}."
+        text = wording.MODES[event.value].lower()
+    return f"{label_of(entry)} set to {text}{unit if event.value is not None else ''}."
 
 
 def _checked(event: Any, frames: Names) -> str:

@@ -29,13 +29,13 @@ _CSS = """
 :host { display: grid !important; grid-template-columns: minmax(0, 1fr) minmax(0, 1.2fr);
   grid-template-rows: auto minmax(0, 1fr) auto auto; grid-template-areas: "head head" "list page"
   "sweep sweep" "exchange exchange"; }
-.queue-head { grid-area: head; border-bottom: 1px solid var(--fw-line); padding: 6px 12px 6px 14px;
+.queue-head { grid-area: head; border-bottom: 1px solid var(--fw-line); padding: 4px 12px 4px 14px;
   display: grid !important; grid-template-columns: minmax(0, 1fr) auto auto; align-items: center;
   gap: 8px 12px; }
 .queue-list { grid-area: list; border-right: 1px solid var(--fw-line); height: 100% !important;
   min-height: 0; }
 .queue-page { grid-area: page; display: grid !important; grid-template-rows: minmax(0, 1fr) auto;
-  gap: 8px; padding: 10px 16px 12px; min-height: 0; }
+  gap: 6px; padding: 8px 16px 10px; min-height: 0; }
 .queue-exchange { grid-area: exchange; border-top: 1px solid var(--fw-line);
   padding: 8px 16px 10px; }
 .queue-sweep { grid-area: sweep; border-top: 1px solid var(--fw-line); padding: 4px 16px 6px;
@@ -44,11 +44,12 @@ _CSS = """
 @media (max-width: 620px) {
   :host { grid-template-columns: minmax(0, 1fr); grid-template-rows: auto auto 190px auto auto;
     grid-template-areas: "head" "page" "list" "sweep" "exchange"; }
-  .queue-head { grid-template-columns: minmax(0, 1fr); }
+  .queue-head { grid-template-columns: minmax(0, 1fr) auto; }
   .queue-list { border-right: none; border-top: 1px solid var(--fw-line); }
   .queue-sweep { grid-template-columns: minmax(0, 1fr); gap: 4px; } }
 """
 
+_HEAD_CSS = "@media (max-width: 620px) { .tally { grid-column: 1 / -1; } }"
 _TEXT_CSS = """
 :host { overflow: auto; min-height: 0; }
 h2 { margin: 0; font-size: 14px; font-weight: 600; line-height: 1.4; display: flex; gap: 10px;
@@ -86,7 +87,7 @@ class Queue(pn.viewable.Viewer):
         self._nearest = Nearest(campaign)
         self._following = False
         self._shown: Any = None
-        self._head = _text()
+        self._head = _text("tally")
         modes = {word: mode for mode, word in wording.MODES.items()}
         self._mode = pmui.RadioButtonGroup(
             options=modes, value="threshold", color="primary", size="small", margin=0,
@@ -120,7 +121,10 @@ class Queue(pn.viewable.Viewer):
             self._slider, self._outlook, self._apply, margin=0, css_classes=["queue-sweep"],
         )  # fmt: skip
         self._layout = pn.Column(
-            pn.Column(self._head, self._mode, files, margin=0, css_classes=["queue-head"]),
+            pn.Column(
+                self._head, self._mode, files,
+                margin=0, css_classes=["queue-head"], stylesheets=[_HEAD_CSS],
+            ),
             self._rows,
             pn.Column(self._text, buttons, margin=0, css_classes=["queue-page"]),
             strip,
@@ -319,8 +323,11 @@ def _button(label: str, icon: str, variant: str, act: Callable[[], None]) -> pmu
     )  # fmt: skip
 
 
-def _text() -> pn.pane.HTML:
-    return pn.pane.HTML("", stylesheets=[_TEXT_CSS], margin=0, sizing_mode="stretch_width")
+def _text(*classes: str) -> pn.pane.HTML:
+    return pn.pane.HTML(
+        "", stylesheets=[_TEXT_CSS], margin=0, sizing_mode="stretch_width",
+        css_classes=list(classes),
+    )  # fmt: skip
 
 
 def _tally(state: State) -> str:

@@ -53,8 +53,7 @@ class Scene(pn.viewable.Viewer):
         )  # fmt: skip
         cell = structure.cell if any(structure.pbc) else None
         self._molecule.set_atoms(structure.numbers, structure.positions, cell, structure.pbc)
-        last = campaign.reader.last_frame()
-        self._molecule.move(last.positions, np.full(len(structure), np.nan))
+        self._draw(campaign.reader.last_frame())
         self._timeline = Timeline(
             self._turn, css_classes=["timeline"], margin=0, sizing_mode="stretch_width"
         )
@@ -185,8 +184,7 @@ class Scene(pn.viewable.Viewer):
         name = self._campaign.title if frame is None else f"{self._campaign.title}-{frame.step}"
         self._molecule.param.update(picture_name=name, note=self._note())
         if frame is not None:
-            known = bounds(frame.sigma_atoms, frame.force_bound, frame.kind != KINDS[0])
-            self._molecule.move(frame.positions, known)
+            self._draw(frame)
         else:
             self._show_newest()
         self._say()
@@ -195,8 +193,11 @@ class Scene(pn.viewable.Viewer):
         if self._glance is not None and self._glance.live is not None:
             self.update(self._glance)
             return
-        last = self._campaign.reader.last_frame()
-        self._molecule.move(last.positions, np.full(len(last.positions), np.nan))
+        self._draw(self._campaign.reader.last_frame())
+
+    def _draw(self, frame: Frame) -> None:
+        known = bounds(frame.sigma_atoms, frame.force_bound, frame.kind != KINDS[0])
+        self._molecule.move(frame.positions, known)
 
     def _show_query(self, query_id: int | None) -> None:
         state = self._campaign.glance().state

@@ -26,7 +26,7 @@ from app.widgets.form import (
     tried,
 )
 from app.widgets.picture import svg
-from app.wording import count, duration
+from app.wording import count, duration, roughly
 from core import settings as schema
 from core.campaign import preflight
 from core.campaign.preflight import Trial
@@ -424,14 +424,13 @@ def cost(
         rows.append(("One label", "Being measured …"))
     alike = [p for p in past if p.n_atoms == n_atoms and p.steps > 0]
     if alike:
-        newest = alike[0]
-        scale = steps / newest.steps
+        longest = max(alike, key=lambda p: p.steps)
+        labels, wall_s = longest.forecast(steps)
         rows.append((
-            "If it goes like " + escape(newest.name),
-            f"about {max(round(newest.labels * scale), first)} labels and "
-            f"{duration(newest.wall_s * scale)} for {count(steps)} steps "
-            f"(there: {count(newest.labels)} labels, {duration(newest.wall_s)}, "
-            f"{count(newest.steps)} steps).",
+            "If it goes like " + escape(longest.name),
+            f"about {count(max(labels, first))} labels and at most {roughly(wall_s)} for "
+            f"{count(steps)} steps (there: {count(len(longest.labels))} labels, "
+            f"{roughly(longest.wall_s)}, {count(longest.steps)} steps).",
         ))  # fmt: skip
     else:
         rows.append((

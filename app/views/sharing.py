@@ -9,12 +9,16 @@ from html import escape
 import panel as pn
 import panel_material_ui as pmui
 
+from app import theme
 from app.lease import Sharing
 from app.seat import Seat
 
 _CSS = """
 :host { display: flex !important; align-items: center; gap: 8px; flex-wrap: nowrap; }
-@media (max-width: 620px) { .who { max-width: 38vw; } }
+@media (max-width: 620px) {  /* no room in the header: a bar at the foot of the screen */
+  :host(.shown) { position: fixed; inset: auto 0 0; z-index: 10; padding: 8px 12px;
+    background: var(--fw-surface); border-top: 1px solid var(--fw-line); }
+  .who { flex: 1; } }
 """
 _TEXT_CSS = """
 :host { white-space: nowrap; overflow: hidden; text-overflow: ellipsis; font-size: 13px;
@@ -34,7 +38,7 @@ class SharingLine(pn.viewable.Viewer):
         self._give = _button("Hand over", lambda: seat.answer(yes=True))
         self._keep = _button("Keep", lambda: seat.answer(yes=False))
         self._layout = pn.Row(
-            self._text, self._ask, self._give, self._keep, margin=0, stylesheets=[_CSS],
+            self._text, self._ask, self._give, self._keep, margin=0,
         )  # fmt: skip
 
     def __panel__(self) -> pn.viewable.Viewable:
@@ -48,6 +52,11 @@ class SharingLine(pn.viewable.Viewer):
         self._ask.visible = bool(now.name) and not now.driving
         self._ask.disabled = now.asking is not None
         self._give.visible = self._keep.visible = wanted
+        self._layout.css_classes = ["shown"] if self._text.object else []
+
+    def paint(self, palette: theme.Palette) -> None:
+        """Take the colours of a mode."""
+        self._layout.stylesheets = [_CSS, theme.variables(palette)]
 
 
 def say(now: Sharing) -> str:

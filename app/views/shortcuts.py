@@ -24,6 +24,7 @@ td { padding: 0 18px 0 0; } p { color: var(--fw-muted); font-size: 13px; margin:
 kbd { font: inherit; font-weight: 600; padding: 1px 7px; border: 1px solid var(--fw-line);
   border-radius: 5px; background: var(--fw-raised); white-space: nowrap; }
 """
+_BUTTON_CSS = "@media (max-width: 620px) { :host { display: none !important; } }"
 
 
 class Shortcuts(pn.viewable.Viewer):
@@ -39,7 +40,7 @@ class Shortcuts(pn.viewable.Viewer):
         )  # fmt: skip
         self.button = pmui.IconButton(
             icon="keyboard", margin=0, size="small", description="Keyboard shortcuts (?)",
-            on_click=lambda _: self.toggle(),
+            on_click=lambda _: self.toggle(), stylesheets=[_BUTTON_CSS],
         )  # fmt: skip
 
     def __panel__(self) -> pn.viewable.Viewable:

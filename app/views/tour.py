@@ -58,8 +58,9 @@ class Tour(pn.viewable.Viewer):
             show_close_button=True,
         )  # fmt: skip
         self.button = pmui.Button(
-            label="Tour", variant="text", size="small", margin=0, on_click=lambda _: self.open()
-        )
+            label="Tour", variant="text", size="small", margin=0, color="primary",
+            on_click=lambda _: self.open(),
+        )  # fmt: skip
         self._show()
 
     def __panel__(self) -> pn.viewable.Viewable:

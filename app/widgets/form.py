@@ -137,17 +137,20 @@ def _input(entry: dict[str, Any]) -> Any:
 
 
 def label_of(entry: dict[str, Any]) -> str:
-    """Return the description of a field as a label."""
-    return str(entry["help"]).rstrip(".")
+    """Return the title of a field, or its description where that is short enough to have none."""
+    return str(entry["title"] or entry["help"].rstrip("."))
 
 
 def hint(entry: dict[str, Any]) -> str:
-    """Return unit, bounds and default of a field in one line."""
+    """Return description (where a title stands above), unit, bounds and default of a field."""
+    said = [str(entry["help"]).rstrip(".")] if entry["title"] else []
     if "enum" in entry:
-        return f"default {entry['default']}"
-    path, said = entry["path"], [str(entry["unit"])] if entry["unit"] else []
+        return " · ".join([*said, f"default {entry['default']}"])
+    path = entry["path"]
     if path in _ENERGIES:
-        said = ["kcal/mol, eV or kJ/mol"]
+        said.append("kcal/mol, eV or kJ/mol")
+    elif entry["unit"]:
+        said.append(str(entry["unit"]))
     bounds = [
         f"{word} {entry[name]:.12g}"
         for name, word in (

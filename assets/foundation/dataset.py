@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-KINDS = ("equilibrium", "md", "distorted", "dimer", "scan", "atom")
+KINDS = ("equilibrium", "md", "distorted", "dimer", "scan", "atom", "reaction")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The building blocks that molecules of H, C, N and O are grown from.
+"""The building blocks that molecules are grown from: of H, C, N and O, and of seven more elements.
 
 Plain tables of SMILES, written by hand: cores that substituents are put on in place of
 hydrogens, substituents (their first atom is the one that is bonded), and whole molecules
@@ -68,6 +68,53 @@ Oc1ccccc1O Oc1ccc(O)cc1 Nc1ccccc1N COc1ccccc1 CC(=O)c1ccccc1 O=Cc1ccccc1O OC(=O)
 C1CCC2CCCCC2C1 C1C2CC3CC1CC(C2)C3 C1N2CN3CN1CN(C2)C3 C1CN2CCC1CC2 C12C3C4C1C5C4C3C25 C1=CC2CC1C=C2 C1CC2CCC1O2
 c1ccc(cc1)-c1ccccc1 C1=CC=CC=CC=C1 C1=CC=CC=CC1 CC1=CCC(CC1)C(C)=C CC(C)=CCCC(C)=O CCCCCCCC CC(C)CC(C)(C)C CCCCCCCO
 CCCCCC=O CCCCCCN CCOCCOCC COCCOCCO NCCNCCN OCCN(CCO)CCO CCN(CC)CC CCOC(=O)CC CCCC(=O)OCC CC(=O)OC(C)=O CCOC(=O)OCC
+"""
+
+MORE_CHAIN_CORES = """
+S CS CSC CCS CSSC SS C=S CC=S CC(C)=S NC(N)=S CC(N)=S NC=S OC=S SC=O CC(S)=O CSC(C)=O CN=C=S CSC#N C=CS C=CSC
+C=CS(C)(=O)=O CS(C)=O CS(C)(=O)=O CS(=O)(=O)O CS(N)(=O)=O CS(=O)(=O)OC CS(=O)O COS(=O)OC COS(=O)(=O)OC
+NS(N)(=O)=O NSC CSN(C)C CSOC SCS CSCS CSCO OCCS NCCS SCC(=O)O C#CS CSC#C SC#N CSSSC CC(=S)SC
+P CP CPC CP(C)C CCP PP CP=O CP(C)(C)=O OP(O)O COP(OC)OC OP(=O)(O)O COP(=O)(O)O COP(C)(=O)OC CP(=O)(O)O C=P CP=C
+C#P CC#P C=CP PCP NP(N)N CP(N)C CP(C)(C)=S COP(=S)(OC)OC CP(O)C OCP NCP CPO PSC CP(=C)(C)C
+[SiH4] C[SiH3] C[SiH2]C C[SiH](C)C C[Si](C)(C)C [SiH3][SiH3] [SiH3]O C[SiH2]O [SiH3]O[SiH3] C[SiH2]O[SiH2]C
+[SiH3]N [SiH3]N[SiH3] C[SiH2]NC [SiH3]S [SiH3]P C=C[SiH3] C#C[SiH3] [SiH3]C=O O[SiH2]O CO[SiH2]OC C[SiH2]CO
+[SiH3]C[SiH3] C[SiH2]C#N [SiH3]C(=O)C C[SiH](O)O O[Si](O)(O)O CO[Si](C)(C)C [SiH3]OC=C
+CB CBC CB(C)C OB(O)O CB(O)O CB(O)C COB(O)C COB(C)OC COB(OC)OC NB(N)N CB(N)C CB(C)N CN(C)B(C)C OBO NBN OB C=CB(O)O
+C#CB(O)O CB(C)OC CC(=O)OB(O)O CB(C)SC B(O)(O)CC=O OB(O)B(O)O
+"""
+
+MORE_RING_CORES = """
+C1CS1 C1CCS1 C1CCCS1 C1CCCCS1 C1CSCS1 C1CSSC1 C1CCSSC1 C1CSCCS1 C1COCS1 C1CSCN1 C1CSCCN1 C1CSCCO1 C1=CCSC1 C1=CSCC1 C1=CSCCS1
+O=C1CCS1 O=C1CCCS1 O=C1CSCN1 O=C1CSC(=O)N1 S=C1NCCN1 S=C1NC=CN1 O=S1(=O)CCCC1 O=S1CCCC1 O=S1(=O)CC=CC1 O=S1(=O)CCCO1
+c1ccsc1 c1cscn1 c1cnsc1 c1nncs1 c1cnns1 c1cnsn1 c1ncns1 c1ccc2sccc2c1 c1ccc2scnc2c1 c1cc2sccc2s1 c1cnc2sccc2c1 C1=CSC=CS1
+c1ccc2nsnc2c1 S=c1cccc[nH]1 S=c1cc[nH]c(=O)[nH]1 O=c1ccscc1
+C1CP1 C1CPC1 C1CCPC1 C1CCPCC1 C1=CPC=C1 O=P1CCCC1 CP1CCCC1 COP1(=O)OCCO1 C1COPO1 c1ccpcc1 c1cc[pH]c1 O=P1(O)OCCO1
+C1C[SiH2]C1 C1CC[SiH2]C1 C1CC[SiH2]CC1 C1=C[SiH2]C=C1 C1O[SiH2]CO1 C1CO[SiH2]O1 [SiH2]1O[SiH2]O[SiH2]O1 C1C[SiH2]CC[SiH2]1 C1CC[SiH2]O1
+C1COBO1 C1CCOBO1 CB1OCCO1 OB1OCCO1 OB1OCCCO1 C1CCBC1 B1OBOBO1 B1NBNBN1 OB1OCc2ccccc21 C1CNBN1 CB1OC(=O)CO1 C1=COBO1
+c1ccccc1 c1ccncc1 c1cncnc1 c1ccoc1 c1cc[nH]c1 c1c[nH]cn1 c1cc[nH]n1 c1cocn1 c1ccc2[nH]ccc2c1 C1CC1 C1CCC1 C1CCCC1 C1CCCCC1 C1=CCCC1
+C1CO1 C1CCOC1 C1CCNC1 C1COCCN1 O=C1CCCO1 O=C1C=CC(=O)N1 O=C1CCCN1
+"""
+
+MORE_SUBSTITUENTS = """
+F F F F Cl Cl Cl Br Br Br C(F)(F)F C(F)(F)F C(F)F CF CCl CBr C(Cl)(Cl)Cl C(Cl)Cl OC(F)(F)F SC(F)(F)F CC(F)(F)F C=CF C=CCl C=CBr C#CF
+C#CCl C#CBr C(=O)F C(=O)Cl C(=O)Br C(F)=C C(Cl)=C OCF OCCl CCCl CCF CCBr NC(F)F C(F)(F)C(F)(F)F OC(=O)CCl C(=O)CBr NCl OCl OBr SCl SF
+S S S SC SC SCC SSC C=S C(=S)N C(=S)C SC=O SC(=O)C NC=S N=C=S SC#N CSC CS S(=O)C S(=O)C S(=O)(=O)C S(=O)(=O)C S(=O)(=O)N S(=O)(=O)O
+S(=O)(=O)F S(=O)(=O)Cl OS(=O)(=O)C NS(=O)(=O)C S(=O)O SN S(=O)(=O)OC OS(=O)(=O)O OSC c1cccs1 c1nccs1 SCC#N SC=C S(=O)C=C
+P P PC P(C)C P(=O)(O)O P(=O)(OC)OC OP(=O)(O)O OP(=O)(OC)OC P(=O)(C)C P(=S)(C)C CP CP(=O)(O)O OP(O)O P(Cl)Cl P(F)F NP(C)C P(=O)(Cl)Cl P(=O)(F)F C=P
+[SiH3] [SiH3] [Si](C)(C)C [Si](C)(C)C [SiH2]C [Si](F)(F)F [Si](Cl)(Cl)Cl O[SiH3] O[Si](C)(C)C C[SiH3] [SiH2]O [SiH2]F [SiH2]Cl N[SiH3] [SiH2][SiH3] [SiH](OC)OC [SiH2]Br
+B(O)O B(O)O B(OC)OC B1OCCO1 OB(O)O B(C)C CB(O)O NB(C)C B(F)F B(Cl)Cl B(N)N OB(C)C BN
+C O N C=O C#N OC N(C)C C=C C#C C(=O)O C(=O)N C(=O)C [N+](=O)[O-] CO CN CC c1ccccc1 C(=O)OC NC(=O)C O
+"""
+
+MORE_WHOLE = """
+F Cl Br FF ClCl BrBr FCl FBr ClBr FC(F)(F)F ClC(Cl)(Cl)Cl BrC(Br)(Br)Br FC(Cl)(Cl)Cl FC(F)(Cl)Cl FC(F)(F)Br FC(F)=C(F)F ClC(Cl)=C(Cl)Cl FC#CF ClC#CCl
+FC#N ClC#N BrC#N O=C(F)F O=C(Cl)Cl O=C(Br)Br FN(F)F ClN(Cl)Cl FNF CN(F)F ClNC FN=NF FN=O ClN=O FS(F)(F)F FS(F)(F)(F)(F)F FSF ClSCl ClSSCl
+O=S=O O=S(=O)=O O=S(F)F O=S(Cl)Cl O=S(=O)(F)F O=S(=O)(Cl)Cl O=S=C S=C=S O=C=S OS(=O)(=O)O OS(=O)O OS SSS S=C(Cl)Cl N#CSC#N N#CSSC#N FS(F)(F)(F)(F)C
+FP(F)F ClP(Cl)Cl BrP(Br)Br FP(F)(F)(F)F ClP(Cl)(Cl)(Cl)Cl O=P(F)(F)F O=P(Cl)(Cl)Cl S=P(Cl)(Cl)Cl P12P3P1P23 C[P](C)(C)=C FP(F)C CP(F)F PN PO FC#P
+F[Si](F)(F)F Cl[Si](Cl)(Cl)Cl Br[Si](Br)(Br)Br F[SiH3] Cl[SiH3] Br[SiH3] F[SiH2]F Cl[SiH2]Cl Cl[SiH](Cl)Cl C[Si](Cl)(Cl)Cl C[Si](C)(C)Cl C[Si](C)(C)O[Si](C)(C)C C[Si](C)(C)C#N C[Si](C)(C)N=[N+]=[N-] C=[SiH2]
+FB(F)F ClB(Cl)Cl BrB(Br)Br FBF OB(F)F CB(F)F CB(Cl)Cl [BH3-][NH3+] [BH3-][N+](C)(C)C F[B-](F)(F)[NH3+] F[B-](F)(F)[O+](C)C [BH3-][PH3+] [BH3-][S+](C)C [BH3-]C#[O+] [BH3-][OH2+] B(B)B
+FC(F)C(F)(F)F FCCF ClCCCl BrCCBr FC(F)(F)C(=O)O ClCC(=O)O FC(F)(F)CO FC(F)(F)C(F)(F)C(F)(F)F ClC=CCl FC=CF C=C(F)F C=C(Cl)Cl FC(F)(F)S FC(F)(F)C#N Clc1ccccc1Cl Fc1c(F)c(F)c(F)c(F)c1F Brc1ccc(Br)cc1 Clc1ncccn1 FC1=CC=CN=C1
+CSCCC(N)C(=O)O NC(CS)C(=O)O NCCS(=O)(=O)O CSCC CCSCC CSSCC CS(=O)(=O)Nc1ccccc1 NS(=O)(=O)c1ccccc1 Nc1nccs1 Sc1ncccn1 OP(=O)(O)CC(=O)O COP(=O)(OC)OC=C NCCOP(=O)(O)O OP(=O)(O)OP(=O)(O)O CCOP(=O)(OCC)OCC CP(c1ccccc1)C OB(O)c1ccccc1 CC1(C)OB(C)OC1(C)C C[Si](C)(C)c1ccccc1 C[Si](C)(C)C#C
 """
 
 

@@ -13,6 +13,8 @@ from scipy.spatial.distance import cdist, pdist, squareform
 from scipy.spatial.transform import Rotation
 
 BONDED = 1.35
+PASSED_ON = (1, 9, 17, 35)
+"""Elements that one molecule hands to another: hydrogen and the halogens."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,51 @@ def twist(molecule: Molecule, positions: np.ndarray, rng: np.random.Generator) -
 def shake(positions: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Move each coordinate by a Gaussian of one random width between 0.02 and 0.1 Å."""
     return positions + rng.uniform(0.02, 0.1) * rng.normal(size=positions.shape)
+
+
+def torn(molecule: Molecule, positions: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Pull a random bond to 1.4-2.6 times its length: its sides part, or its ring opens."""
+    bond = int(rng.integers(len(molecule.bonds)))
+    i, j = molecule.bonds[bond]
+    pull = (rng.uniform(1.4, 2.6) - 1) * (positions[j] - positions[i])
+    side = side_of_bond(molecule, bond)
+    moved = positions.copy()
+    if side is not None:
+        moved[side] += pull
+    else:  # a ring: each atom moves the less the nearer to the other end it is
+        near = cdist(positions, positions[[i, j]])
+        moved += (near[:, :1] / near.sum(1, keepdims=True) - 0.5) * pull
+    return moved + rng.uniform(0, 0.08) * rng.normal(size=positions.shape)
+
+
+def handed_over(
+    molecule: Molecule,
+    first: np.ndarray,
+    numbers: np.ndarray,
+    second: np.ndarray,
+    rng: np.random.Generator,
+) -> np.ndarray | None:
+    """Two bodies with a hydrogen or halogen of the first on its way to an atom of the second.
+
+    Args:
+        molecule: of `first`. numbers: of `second`, (M,).
+    """
+    ends = [
+        (int(i), int(j)) if int(z) in PASSED_ON else (int(j), int(i))
+        for i, j in molecule.bonds
+        for z in (molecule.numbers[i],)
+    ]
+    ends = [(h, x) for h, x in ends if molecule.numbers[h] in PASSED_ON and molecule.numbers[x] > 1]
+    acceptors = np.flatnonzero((numbers != 1) & ~np.isin(numbers, PASSED_ON))
+    if not ends or not acceptors.size:
+        return None
+    passed, donor = ends[int(rng.integers(len(ends)))]
+    acceptor = int(rng.choice(acceptors))
+    axis = first[passed] - first[donor]
+    moved = first.copy()
+    moved[passed] += axis * rng.uniform(0.0, 0.6)
+    length = covalent_radii[[molecule.numbers[passed], numbers[acceptor]]].sum()
+    return collision(moved, second, (passed, acceptor), length * rng.uniform(0.95, 1.7), rng)
 
 
 def distort(molecule: Molecule, positions: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -14,7 +14,9 @@ from tblite.interface import Calculator, Result
 
 METHOD = "GFN1-xTB"
 FRICTION = 0.02 / fs
-GROUND_STATE_UNPAIRED = {1: 1, 6: 2, 7: 3, 8: 2}
+GROUND_STATE_UNPAIRED = {
+    1: 1, 5: 1, 6: 2, 7: 3, 8: 2, 9: 1, 14: 2, 15: 3, 16: 2, 17: 1, 35: 1,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

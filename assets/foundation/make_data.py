@@ -2,9 +2,9 @@
 
     python make_data.py --out work
 
-Writes `molecules.json`, `valid.npz`, `g2_test.npz`, `atoms.npz` and `chunk_XXXX.npz`. Molecules
-are in random order, so any prefix of the chunks is a fair sample. A second start goes on where
-the first one stopped.
+Writes `molecules.json`, `valid.npz`, `g2_test.npz`, `atoms.npz` and for each family of molecules
+`FAMILY_XXXX.npz`. Molecules are in random order, so any prefix of a family's files is a fair
+sample. A second start goes on where the first one stopped.
 """
 
 import argparse
@@ -17,26 +17,49 @@ from pathlib import Path
 
 import numpy as np
 from ase.build import molecule as g2_molecule
+from ase.data import covalent_radii
 
 from dataset import Sample, save
-from geometries import Molecule, collision, distort, embed, has_bonds_of, is_broken, pair
+from geometries import (
+    Molecule,
+    collision,
+    distort,
+    embed,
+    handed_over,
+    has_bonds_of,
+    is_broken,
+    pair,
+    torn,
+)  # fmt: skip
 from labels import Frame, NotConvergedError, Surface, dynamics, isolated_atom, relax
-from molecules import g2_closed_shell, generate
+from molecules import FAMILIES, NUMBERS, g2_closed_shell, generate, held_out
 
 SEED = 20250
 N_VALID = 60
+"""Molecules of each family kept for validation, drawn by scaffold in the second family."""
 MOLECULES_PER_CHUNK = 30
 RELAX_STEPS = 24
 MD_FRAMES = 10
 DISTORTED = 3
 DIMERS_PER_MOLECULE = 1.2
 SCANS_PER_MOLECULE = 0.5
+TRANSFERS_PER_MOLECULE = 0.4
+TORN = 2
+MOST_DRAWS = 60
+"""Pairs drawn for each one wanted; most do not have the elements in question."""
+HOT = (2000.0, 4000.0)
+HOT_SHARE = 0.3
 LARGEST_FORCE = 30.0
 LARGEST_FORCE_IN_SCANS = 60.0
 LARGEST_DIMER = 22
-VALID_TEMPERATURES = (300.0, 600.0, 1000.0)
-TEST_TEMPERATURES = (300.0, 1000.0)
-DIATOMICS = {(1, 1): 0.74, (6, 6): 1.25, (7, 7): 1.10, (6, 8): 1.13, (8, 8): 1.21}
+VALID_TEMPERATURES = (300.0, 600.0, 1200.0)
+TEST_TEMPERATURES = (300.0, 1200.0)
+
+
+Job = tuple[str, list[int], list[tuple[int, str]], Path]
+"""Name and seed of a chunk, its molecules (id, SMILES), and the folder it goes to."""
+FIRST_ID = 10_000
+"""Ids of a family's molecules begin at a multiple of this."""
 
 
 def keep(frame: Frame, kind: str) -> bool:
@@ -45,7 +68,7 @@ def keep(frame: Frame, kind: str) -> bool:
     Pairs of molecules may be any distance apart.
     """
     limit = LARGEST_FORCE_IN_SCANS if kind == "scan" else LARGEST_FORCE
-    pair_of_bodies = kind in ("dimer", "scan")
+    pair_of_bodies = kind in ("dimer", "scan", "reaction")
     whole = pair_of_bodies or not is_broken(frame.numbers, frame.positions)
     return frame.largest_force <= limit and whole
 
@@ -116,6 +139,13 @@ def frames_of_molecule(
     for _ in range(DISTORTED):
         base = bases[int(rng.integers(len(bases)))]
         found += labelled(surface, distort(molecule, base.positions, rng), molecule.id, "distorted")
+    for _ in range(TORN):
+        base = bases[int(rng.integers(len(bases)))]
+        found += labelled(surface, torn(molecule, base.positions, rng), molecule.id, "reaction")
+    if rng.random() < HOT_SHARE:
+        temperature = float(rng.uniform(*HOT))
+        stored = trajectory(surface, start, temperature, MD_FRAMES // 2, rng)
+        found += [sample(f, molecule.id, "reaction", temperature) for f in stored]
     return found, bases
 
 
@@ -145,7 +175,9 @@ def impact(
     pool: list[tuple[Molecule, Frame]], rng: np.random.Generator
 ) -> tuple[int, np.ndarray, np.ndarray] | None:
     """Two of the pool's frames with one atom of each 0.6-2 Å apart, all element pairs alike."""
-    wanted = list(combinations_with_replacement((1, 6, 7, 8), 2))[int(rng.integers(10))]
+    known = np.unique(np.concatenate([f.numbers for _, f in pool]))
+    pairs = list(combinations_with_replacement(known.tolist(), 2))
+    wanted = pairs[int(rng.integers(len(pairs)))]
     (first, a), (_, b) = (pool[int(k)] for k in rng.integers(len(pool), size=2))
     here = np.flatnonzero(a.numbers == wanted[0])
     there = np.flatnonzero(b.numbers == wanted[1])
@@ -153,21 +185,33 @@ def impact(
         return None
     atoms = (int(rng.choice(here)), int(rng.choice(there)))
     numbers = np.concatenate([a.numbers, b.numbers])
-    distance = rng.uniform(0.6, 2.0)
+    distance = rng.uniform(0.3, 0.9) * covalent_radii[list(wanted)].sum() + 0.2
     return first.id, numbers, collision(a.positions, b.positions, atoms, distance, rng)
 
 
+def transfer(
+    pool: list[tuple[Molecule, Frame]], rng: np.random.Generator
+) -> tuple[int, np.ndarray, np.ndarray] | None:
+    """Two of the pool's frames, a hydrogen or halogen of the first between both of them."""
+    (first, a), (_, b) = (pool[int(k)] for k in rng.integers(len(pool), size=2))
+    if len(a.numbers) + len(b.numbers) > LARGEST_DIMER:
+        return None
+    positions = handed_over(first, a.positions, b.numbers, b.positions, rng)
+    return None if positions is None else (first.id, np.append(a.numbers, b.numbers), positions)
+
+
 def frames_of_pairs(pool: list[tuple[Molecule, Frame]], rng: np.random.Generator) -> list[Sample]:
-    """Dimers and close collisions of the molecules of one chunk."""
+    """Dimers, close collisions and transfers between the molecules of one chunk."""
     found: list[Sample] = []
     small = [(m, f) for m, f in pool if len(f.numbers) <= LARGEST_DIMER - 5]
     n_molecules = len({m.id for m, _ in pool})
     for make, kind, share in (
         (dimer, "dimer", DIMERS_PER_MOLECULE),
         (impact, "scan", SCANS_PER_MOLECULE),
+        (transfer, "reaction", TRANSFERS_PER_MOLECULE),
     ):
         wanted, have = int(share * n_molecules), 0
-        for _ in range(8 * wanted):
+        for _ in range(MOST_DRAWS * wanted):
             made = make(small, rng) if small and have < wanted else None
             if made is not None:
                 new = labelled(Surface(made[1]), made[2], made[0], kind)
@@ -176,11 +220,11 @@ def frames_of_pairs(pool: list[tuple[Molecule, Frame]], rng: np.random.Generator
     return found
 
 
-def make_chunk(job: tuple[int, list[tuple[int, str]], Path]) -> tuple[int, int, float]:
-    """Write one chunk; returns its index, its number of frames and the seconds it took."""
-    index, entries, out = job
+def make_chunk(job: Job) -> tuple[str, int, float]:
+    """Write one chunk; returns its name, its number of frames and the seconds it took."""
+    name, seed, entries, out = job
     started = time.perf_counter()
-    rng = np.random.default_rng([SEED, index])
+    rng = np.random.default_rng(seed)
     found: list[Sample] = []
     pool: list[tuple[Molecule, Frame]] = []
     for id_, smiles in entries:
@@ -190,16 +234,17 @@ def make_chunk(job: tuple[int, list[tuple[int, str]], Path]) -> tuple[int, int, 
         pool += [(molecule, base) for base in bases]
     found += frames_of_pairs(pool, rng)
     order = rng.permutation(len(found))
-    save(out / f"chunk_{index:04d}.npz", [found[k] for k in order])
-    return index, len(found), time.perf_counter() - started
+    save(out / f"{name}.npz", [found[k] for k in order])
+    return name, len(found), time.perf_counter() - started
 
 
 def make_atoms(path: Path) -> None:
     """Isolated atoms, for reference, and the repulsive walls of diatomics, inside equilibrium."""
-    found = [sample(isolated_atom(z), -1, "atom") for z in (1, 6, 7, 8)]
-    for numbers, bond in DIATOMICS.items():
-        surface = Surface(np.array(numbers))
-        for distance in np.linspace(0.6, 0.85 * bond, 8):
+    found = [sample(isolated_atom(z), -1, "atom") for z in NUMBERS]
+    for numbers in combinations_with_replacement(NUMBERS, 2):
+        bond = covalent_radii[list(numbers)].sum()
+        surface = Surface(np.array(numbers), unpaired=sum(numbers) % 2)
+        for distance in np.linspace(0.5, 0.85 * bond, 8):
             ends = np.array([[0.0, 0.0, 0.0], [distance, 0.0, 0.0]])
             found += labelled(surface, ends, -1, "scan")
     save(path, found)
@@ -232,7 +277,7 @@ def make_valid(molecules: list[dict], path: Path) -> None:
 
 
 def make_g2_test(out: Path) -> None:
-    """The g2 geometry and five MD frames at each temperature, for the g2 molecules of H, C, N, O.
+    """The g2 geometry and five MD frames at each temperature, for g2's closed-shell molecules.
 
     `g2_names.json` lists the names; `molecule` is the place in that list.
     """
@@ -253,11 +298,19 @@ def list_molecules(out: Path) -> list[dict]:
     """The molecules with id, SMILES and split; generated once and kept in `molecules.json`."""
     path = out / "molecules.json"
     if not path.exists():
-        found = generate(SEED)
-        entries = [
-            {"id": k, "smiles": s, "split": "valid" if k < N_VALID else "train"}
-            for k, s in enumerate(found)
-        ]
+        entries = []
+        for place, (family, how) in enumerate(FAMILIES.items()):
+            found = generate(how, SEED + place)
+            tested, unused = held_out(found, N_VALID) if place else (set(found[:N_VALID]), set())
+            entries += [
+                {
+                    "id": FIRST_ID * place + k,
+                    "family": family,
+                    "smiles": s,
+                    "split": "valid" if s in tested else "unused" if s in unused else "train",
+                }
+                for k, s in enumerate(found)
+            ]
         path.write_text(json.dumps(entries, indent=0))
     return json.loads(path.read_text())
 
@@ -272,16 +325,22 @@ def make_side_files(out: Path, molecules: list[dict]) -> None:
         make_atoms(out / "atoms.npz")
 
 
-def chunk_jobs(
-    out: Path, molecules: list[dict], rounds: int
-) -> list[tuple[int, list[tuple[int, str]], Path]]:
+def chunk_jobs(out: Path, molecules: list[dict], rounds: int) -> list[Job]:
     """The chunks still to be made; each round goes through all molecules with other draws."""
-    train = [(m["id"], m["smiles"]) for m in molecules if m["split"] == "train"]
-    parts = [
-        train[k : k + MOLECULES_PER_CHUNK] for k in range(0, len(train), MOLECULES_PER_CHUNK)
-    ] * rounds
-    jobs = [(index, part, out) for index, part in enumerate(parts)]
-    return [job for job in jobs if not (out / f"chunk_{job[0]:04d}.npz").exists()]
+    jobs: list[Job] = []
+    for place, family in enumerate(FAMILIES):
+        train = [
+            (m["id"], m["smiles"])
+            for m in molecules
+            if m["split"] == "train" and m["family"] == family
+        ]
+        parts = [
+            train[k : k + MOLECULES_PER_CHUNK] for k in range(0, len(train), MOLECULES_PER_CHUNK)
+        ] * rounds
+        jobs += [
+            (f"{family}_{k:04d}", [SEED + place, k], part, out) for k, part in enumerate(parts)
+        ]
+    return [job for job in jobs if not (out / f"{job[0]}.npz").exists()]
 
 
 def main() -> None:
@@ -299,10 +358,10 @@ def main() -> None:
     started, total = time.perf_counter(), 0
     with multiprocessing.get_context("spawn").Pool(options.processes) as pool:
         sides = pool.apply_async(make_side_files, (options.out, molecules))
-        for done, (index, frames, seconds) in enumerate(pool.imap_unordered(make_chunk, jobs), 1):
+        for done, (name, frames, seconds) in enumerate(pool.imap_unordered(make_chunk, jobs), 1):
             total += frames
             left = (time.perf_counter() - started) / done * (len(jobs) - done)
-            line = f"chunk {index}: {frames} frames in {seconds:.0f} s; {total} so far"
+            line = f"{name}: {frames} frames in {seconds:.0f} s; {total} so far"
             print(f"{line}; {left:.0f} s left", flush=True)
         sides.get()
 

@@ -1,11 +1,15 @@
-"""Distinct neutral closed-shell molecules of H, C, N and O, grown from valence rules alone.
+"""Distinct neutral closed-shell molecules, grown from valence rules alone.
+
+Two families: the organic one of H, C, N and O, and one in which each molecule has B, F, Si, P, S,
+Cl or Br as well.
 
 Two ways of growing: substituents put on cores, and random graphs built atom by atom. Molecules
 are compared by their skeleton (which atoms are bonded, with bond orders forgotten), so that
 resonance forms count once and no test molecule slips in under another Lewis structure.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from ase import Atoms
@@ -13,13 +17,29 @@ from ase.build import molecule
 from ase.collections import g2
 from ase.neighborlist import natural_cutoffs, neighbor_list
 from rdkit import Chem, RDLogger
+from rdkit.Chem.Scaffolds import MurckoScaffold
 
-from fragments import CHAIN_CORES, RING_CORES, SUBSTITUENTS, WHOLE, words
+from fragments import (
+    CHAIN_CORES,
+    MORE_CHAIN_CORES,
+    MORE_RING_CORES,
+    MORE_SUBSTITUENTS,
+    MORE_WHOLE,
+    RING_CORES,
+    SUBSTITUENTS,
+    WHOLE,
+    words,
+)  # fmt: skip
 
 RDLogger.DisableLog("rdApp.*")
 
-ELEMENTS = ("H", "C", "N", "O")
-VALENCE = {6: 4, 7: 3, 8: 2}
+ELEMENTS = ("H", "B", "C", "N", "O", "F", "Si", "P", "S", "Cl", "Br")
+VALENCE = {5: 3, 6: 4, 7: 3, 8: 2, 9: 1, 14: 4, 15: 3, 16: 2, 17: 1, 35: 1}
+NUMBERS = (1, *VALENCE)
+HETERO = {7: 0.16, 8: 0.2, 5: 0.06, 9: 0.13, 14: 0.08, 15: 0.08, 16: 0.14, 17: 0.1, 35: 0.05}
+"""Element -> share among the atoms other than carbon in random graphs of the second family."""
+HIGHEST_OXIDES = {15: 1, 16: 2}
+"""Oxygen atoms that phosphorus and sulfur may take up besides their bonds."""
 CAMPAIGN_TESTS = (
     "NC1=NC=CC=C1OCC1=CC=CC=C1",  # 3BPA
     "CCC=O",
@@ -35,6 +55,10 @@ CAMPAIGN_TESTS = (
 )
 WANTED_BY_HEAVY_ATOMS = {
     1: 20, 2: 60, 3: 220, 4: 560, 5: 900, 6: 850, 7: 620, 8: 400, 9: 240, 10: 110, 11: 60, 12: 50,
+}  # fmt: skip
+WANTED_MORE = {
+    1: 40, 2: 160, 3: 600, 4: 1300, 5: 1700, 6: 1600, 7: 1200, 8: 800, 9: 450, 10: 200, 11: 100,
+    12: 80,
 }  # fmt: skip
 UNSTABLE = tuple(
     Chem.MolFromSmarts(s)
@@ -55,6 +79,15 @@ UNSTABLE = tuple(
         "[CX4]([OX2H])([OX2H])[OX2H]",
         "[#8]~[#8]~[#7]~[#8]",
         "[R3]=[*]",
+        "[Si,B]#*",
+        "[Si]=[!C]",
+        "[F,Cl,Br][OX2][F,Cl,Br,O,N]",
+        "[F,Cl,Br][NX3,NX2][OX2,NX3,SX2]",
+        "[OX2][OX2][B,Si,P,S]",
+        "[SX2][SX2][SX2][SX2]",
+        "[Br][P,S;v5,v6]",
+        "[BX2]=*",
+        "[B;v4;+0]",
     )
 )
 EXOTIC = tuple(
@@ -66,9 +99,12 @@ EXOTIC = tuple(
         "[r3]",
         "[r4]",
         "C([OX2])[OX2]",
+        "[F,Cl,Br][!#6;!#5;!#14;!#15]",
+        "[Si,P]=[#6,#7,#14,#15]",
+        "[P,S,Si,B][P,S,Si,B]",
+        "[BH,BH2,BH3]",
     )
 )
-EXOTIC_SHARE = 0.5
 
 
 def skeleton(numbers: Sequence[int], bonds: Sequence[tuple[int, int]]) -> str:
@@ -100,7 +136,7 @@ def skeleton_of_geometry(atoms: Atoms, scale: float = 1.25) -> str:
 
 
 def g2_closed_shell() -> list[str]:
-    """Names of the closed-shell molecules of H, C, N and O in ASE's g2 collection."""
+    """Names of the closed-shell molecules of known elements in ASE's g2 collection."""
     names = []
     for name in g2.names:
         atoms = molecule(name)
@@ -121,11 +157,34 @@ def forbidden_skeletons() -> set[str]:
     return found
 
 
+def scaffold(smiles: str) -> str:
+    """Ring systems with their linkers, all atoms carbon and all bonds single; empty for chains."""
+    core = MurckoScaffold.GetScaffoldForMol(Chem.MolFromSmiles(smiles))
+    return Chem.MolToSmiles(MurckoScaffold.MakeScaffoldGeneric(core))
+
+
+def held_out(found: Sequence[str], count: int) -> tuple[set[str], set[str]]:
+    """Return about `count` molecules to test with, and those too like them to train on.
+
+    Half of them are chains. The others have scaffolds that no molecule is trained on: not the
+    rarest, which are the oddest, nor the most common, which training needs.
+    """
+    by_scaffold: dict[str, list[str]] = {}
+    for smiles in found:
+        by_scaffold.setdefault(scaffold(smiles), []).append(smiles)
+    tested, unused = set(by_scaffold.pop("", [])[: count // 2]), set()
+    for members in by_scaffold.values():
+        if 6 <= len(members) <= 60 and len(tested) < count:
+            tested |= set(members[:3])
+            unused |= set(members[3:])
+    return tested, unused
+
+
 def is_plausible(mol: Chem.Mol) -> bool:
     """Whether a molecule is neutral, closed shell and free of groups known to fall apart."""
     if any(a.GetNumRadicalElectrons() for a in mol.GetAtoms()) or Chem.GetFormalCharge(mol) != 0:
         return False
-    if any(a.GetAtomicNum() not in VALENCE for a in mol.GetAtoms()) or mol.GetNumHeavyAtoms() > 12:
+    if any(a.GetAtomicNum() not in VALENCE for a in mol.GetAtoms()) or mol.GetNumHeavyAtoms() > 14:
         return False
     if any(len(ring) > 8 for ring in mol.GetRingInfo().AtomRings()):
         return False
@@ -163,10 +222,22 @@ def substitute(core: str, substituents: Sequence[str], rng: np.random.Generator)
     return canonical(mol.GetMol())
 
 
-def random_graph(n_heavy: int, rng: np.random.Generator) -> str | None:
-    """A random molecule of `n_heavy` C, N and O atoms: a tree grown atom by atom, then rings."""
+def organic_atoms(n_heavy: int, rng: np.random.Generator) -> np.ndarray:
+    """Atomic numbers of C, N and O."""
     hetero = 0.0 if rng.random() < 0.3 else rng.uniform(0.05, 0.5)
-    numbers = rng.choice([6, 7, 8], size=n_heavy, p=[1 - hetero, hetero / 2, hetero / 2])
+    return rng.choice([6, 7, 8], size=n_heavy, p=[1 - hetero, hetero / 2, hetero / 2])
+
+
+def mixed_atoms(n_heavy: int, rng: np.random.Generator) -> np.ndarray:
+    """Atomic numbers of all elements, hydrogen apart."""
+    share = np.array(list(HETERO.values()))
+    numbers = rng.choice(list(HETERO), size=n_heavy, p=share / share.sum())
+    return np.where(rng.random(n_heavy) < rng.uniform(0.1, 0.7), numbers, 6)
+
+
+def random_graph(numbers: np.ndarray, rng: np.random.Generator) -> str | None:
+    """A random molecule of these heavy atoms: a tree grown atom by atom, then rings."""
+    n_heavy = len(numbers)
     free = np.array([VALENCE[int(z)] for z in numbers])
     order = np.zeros((n_heavy, n_heavy), dtype=int)
     for new in range(1, n_heavy):
@@ -184,7 +255,7 @@ def random_graph(n_heavy: int, rng: np.random.Generator) -> str | None:
         k = int(rng.integers(len(i))) if len(i) else -1
         if k >= 0 and free[i[k]] > 0 and free[j[k]] > 0 and rng.random() < 0.8:
             _add_bond(order, free, int(i[k]), int(j[k]), 1)
-    return _smiles_of_graph(numbers, order)
+    return _smiles_of_graph(numbers, order, rng)
 
 
 def _add_bond(order: np.ndarray, free: np.ndarray, i: int, j: int, more: int) -> None:
@@ -205,7 +276,9 @@ def _ring_pairs(order: np.ndarray) -> list[tuple[int, int]]:
     return [p for p in pairs for _ in range(often[int(reach[p])])]
 
 
-def _smiles_of_graph(numbers: np.ndarray, order: np.ndarray) -> str | None:
+def _smiles_of_graph(
+    numbers: np.ndarray, order: np.ndarray, rng: np.random.Generator
+) -> str | None:
     kinds = {1: Chem.BondType.SINGLE, 2: Chem.BondType.DOUBLE, 3: Chem.BondType.TRIPLE}
     mol = Chem.RWMol()
     for z in numbers:
@@ -214,25 +287,61 @@ def _smiles_of_graph(numbers: np.ndarray, order: np.ndarray) -> str | None:
         if order[i, j] > 3:
             return None
         mol.AddBond(int(i), int(j), kinds[int(order[i, j])])
+    for i, z in enumerate(numbers):
+        for _ in range(HIGHEST_OXIDES.get(int(z), 0)):
+            if rng.random() < 0.25:
+                mol.AddBond(i, mol.AddAtom(Chem.Atom(8)), Chem.BondType.DOUBLE)
     return canonical(mol.GetMol())
 
 
-def candidates(rng: np.random.Generator) -> Iterator[str]:
+@dataclass(frozen=True)
+class Family:
+    """How molecules of one kind are grown, and how many of each size.
+
+    Attributes:
+        substituted: share grown from cores, the rest are random graphs.
+        exotic_share: of molecules with one strained or weak group this share is kept, with two
+            its square, and so on. must_have: one of these elements.
+    """
+
+    cores: tuple[tuple[str, ...], tuple[str, ...]]
+    substituents: tuple[str, ...]
+    whole: tuple[str, ...]
+    atoms: Callable[[int, np.random.Generator], np.ndarray]
+    wanted: dict[int, int]
+    substituted: float
+    exotic_share: float
+    must_have: frozenset[int] = frozenset()
+
+
+FAMILIES = {
+    "organic": Family(
+        (words(CHAIN_CORES), words(RING_CORES)), words(SUBSTITUENTS), words(WHOLE),
+        organic_atoms, WANTED_BY_HEAVY_ATOMS, 0.55, 0.5,
+    ),
+    "mixed": Family(
+        (words(MORE_CHAIN_CORES), words(MORE_RING_CORES)), words(MORE_SUBSTITUENTS),
+        words(MORE_WHOLE), mixed_atoms, WANTED_MORE, 0.75, 0.3,
+        frozenset({5, 9, 14, 15, 16, 17, 35}),
+    ),
+}  # fmt: skip
+
+
+def candidates(family: Family, rng: np.random.Generator) -> Iterator[str]:
     """An endless stream of acceptable canonical SMILES, repeats included."""
-    cores = (words(CHAIN_CORES), words(RING_CORES))
-    groups = words(SUBSTITUENTS)
-    for text in words(WHOLE) + cores[0] + cores[1]:
+    cores, groups = family.cores, family.substituents
+    for text in family.whole + cores[0] + cores[1]:
         if (smiles := canonical(text)) is not None:
             yield smiles
     while True:
-        if rng.random() < 0.55:
+        if rng.random() < family.substituted:
             table = cores[int(rng.random() < 0.5)]
             core = table[int(rng.integers(len(table)))]
             n_groups = int(rng.choice([1, 2, 3, 4], p=[0.45, 0.35, 0.15, 0.05]))
             smiles = substitute(core, rng.choice(groups, size=n_groups).tolist(), rng)
         else:
-            smiles = random_graph(int(rng.integers(1, 11)), rng)
-        if smiles is not None and rng.random() < EXOTIC_SHARE ** count_exotic(smiles):
+            smiles = random_graph(family.atoms(int(rng.integers(1, 11)), rng), rng)
+        if smiles is not None and rng.random() < family.exotic_share ** count_exotic(smiles):
             yield smiles
 
 
@@ -247,17 +356,17 @@ def is_exotic(smiles: str) -> bool:
     return count_exotic(smiles) > 0
 
 
-def generate(seed: int, patience: int = 150_000) -> list[str]:
-    """Distinct molecules, `WANTED_BY_HEAVY_ATOMS` of each size or as many as `patience` draws find.
+def generate(family: Family, seed: int, patience: int = 150_000) -> list[str]:
+    """Distinct molecules, as many of each size as are wanted or as `patience` draws find.
 
     Returns canonical SMILES in random order, none of them a test molecule.
     """
     rng = np.random.default_rng(seed)
     seen = forbidden_skeletons()
-    left = dict(WANTED_BY_HEAVY_ATOMS)
+    left = dict(family.wanted)
     found: list[str] = []
     known: set[str] = set()
-    stream = candidates(rng)
+    stream = candidates(family, rng)
     for _ in range(patience):
         smiles = next(stream)
         if smiles in known:
@@ -265,6 +374,8 @@ def generate(seed: int, patience: int = 150_000) -> list[str]:
         known.add(smiles)
         mol = Chem.MolFromSmiles(smiles)
         size = mol.GetNumHeavyAtoms()
+        if family.must_have and not family.must_have & {a.GetAtomicNum() for a in mol.GetAtoms()}:
+            continue
         if left.get(size, 0) == 0 or (graph := skeleton_of_smiles(smiles)) in seen:
             continue
         seen.add(graph)

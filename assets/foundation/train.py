@@ -29,10 +29,9 @@ from core.potentials.mace import MacePotential, default_config
 from core.structures import Structure
 from core.training import Dataset, Loss, Trainer, TrainerSettings, evaluate
 from dataset import Sample, load
-from molecules import is_exotic
+from molecules import NUMBERS, is_exotic
 
 WORK = Path(__file__).resolve().parent / "work"
-ELEMENTS = (1, 6, 7, 8)
 BATCH = 16
 
 
@@ -47,7 +46,7 @@ def label_set(frames: list[Sample]) -> LabelSet:
 def isolated_energies(frames: list[Sample]) -> np.ndarray:
     """Least-squares energy per element, eV, over frames with moderate forces."""
     calm = [f for f in frames if np.abs(f.forces).max() < 5 and len(f.numbers) > 1]
-    counts = np.array([[(f.numbers == z).sum() for z in ELEMENTS] for f in calm], dtype=float)
+    counts = np.array([[(f.numbers == z).sum() for z in NUMBERS] for f in calm], dtype=float)
     weights = 1 / counts.sum(axis=1)
     energies = np.array([f.energy for f in calm])
     solution, *_ = np.linalg.lstsq(counts * weights[:, None], energies * weights, rcond=None)
@@ -64,7 +63,7 @@ def new_potential(frames: list[Sample], channels: int, cutoff: float, seed: int)
         neighbours.extend(((distances < cutoff).sum(axis=1) - 1).tolist())
     forces = np.concatenate([f.forces for f in frames])
     config = default_config(
-        ELEMENTS,
+        NUMBERS,
         isolated_energies(frames),
         channels=channels,
         max_ell=2,
@@ -97,7 +96,12 @@ def main() -> None:
 
 
 def _frames(arguments: argparse.Namespace) -> tuple[list[Sample], list[Sample]]:
-    frames = [f for f in load(sorted(WORK.glob("chunk_*.npz"))) if len(f.numbers) > 1]
+    listed = json.loads((WORK / "molecules.json").read_text())
+    train = {m["id"] for m in listed if m["split"] == "train"}
+    files = [WORK / "atoms.npz", *sorted(WORK.glob("*_[0-9]*.npz"))]
+    frames = [
+        f for f in load(files) if len(f.numbers) > 1 and (f.molecule in train or f.molecule < 0)
+    ]
     return frames[: arguments.limit], load([WORK / "valid.npz"])
 
 

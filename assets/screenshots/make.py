@@ -6,16 +6,10 @@ a Chromium shows it in both modes, on a desk and on a phone, tab by tab. Takes a
 
 from __future__ import annotations
 
-import contextlib
 import io
 import os
-import shutil
-import socket
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 from PIL import Image
@@ -26,13 +20,12 @@ from core.campaign import events as ev
 
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parents[1]
+sys.path.insert(0, str(ROOT / "tests" / "app"))
+from conftest import CHROMIUM, FLAGS, served  # noqa: E402
+
 DESK, PHONE = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
-STEPS = 400
+STEPS = 1500
 """Steps before the campaign asks for decisions."""
-FLAGS = [
-    "--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader",
-    "--disable-gpu-compositing", "--hide-scrollbars",
-]  # fmt: skip
 COLOURS = 200
 
 
@@ -48,29 +41,6 @@ def campaign(home: Path) -> Path:
     if state.phase != "deciding":
         raise RuntimeError(f"the campaign ended {state.phase} before it asked for a decision")
     return directory
-
-
-@contextlib.contextmanager
-def server(directory: Path, home: Path) -> Iterator[str]:
-    """Serve the page; yield its address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "app", "serve", str(directory), "--port", str(port)],
-        cwd=ROOT, env={**os.environ, "FLYWISE_HOME": str(home)}, stdout=subprocess.DEVNULL,
-    )  # fmt: skip
-    try:
-        for _ in range(600):
-            with contextlib.suppress(OSError):
-                socket.create_connection(("127.0.0.1", port), 1).close()
-                break
-            time.sleep(0.1)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait(20)
-        worker.WorkerHandle(directory).kill()
 
 
 def save(page: Page, name: str, *, full: bool = False) -> None:
@@ -92,13 +62,15 @@ def opened(browser: Browser, address: str, viewport: dict[str, int]) -> Page:
 
 def main() -> None:
     """Take all pictures."""
-    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
-        home = Path(folder)
+        os.environ["HOME"] = folder  # shown on the home page as "~"
+        home = Path(folder) / "flywise"
         directory = campaign(home)
-        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+        browser = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=[*FLAGS, "--hide-scrollbars"]
+        )
         worker.WorkerHandle(directory).start()
-        with server(directory, home) as address:
+        with served(directory, home) as address:
             for mode in ("light", "dark"):
                 theme = "dark" if mode == "dark" else "default"
                 page = opened(browser, f"{address}/?theme={theme}", DESK)
@@ -110,9 +82,12 @@ def main() -> None:
                 save(page, f"phone-{mode}", full=True)
                 page.close()
                 page = browser.new_page(viewport=DESK)
-                for name, what in (("home", "home"), ("new", "set-up")):
+                for name, what, shown in (
+                    ("home", "home", "Within interval"),
+                    ("new", "set-up", "measured just now"),
+                ):
                     page.goto(f"{address}/?page={name}&theme={theme}")
-                    page.wait_for_timeout(5000)
+                    page.get_by_text(shown).first.wait_for()
                     save(page, f"{what}-{mode}")
                 page.close()
         browser.close()

@@ -36,7 +36,7 @@ from core.campaign.learner import (
 from core.campaign.loop import Rewind
 from core.campaign.state import State
 from core.campaign.store import Frame, LabelRow, Snapshot
-from core.contracts import Failure, Label, LabelSet, Potential, Spread
+from core.contracts import Failure, Label, LabelSet, Potential
 from core.dynamics.integrators import Dynamics
 from core.dynamics.triggers import Limits, broken
 from core.errors import CampaignError, CanaryError, LabelError
@@ -110,7 +110,8 @@ class Engine:
         self._keys: dict[int, tuple[int, int]] = {}
         self._submissions = 0
         self._arrived = time.monotonic()
-        self.judged: tuple[Spread, Assessment] | None = None
+        self.judged: Frame | None = None
+        """The last frame that was judged, None before the first."""
 
     def close(self, wait_s: float = 0.0) -> None:
         """End the label processes."""
@@ -137,7 +138,6 @@ class Engine:
         d, knowledge = self.dynamics, self.knowledge
         spread = self.learner.judge(knowledge, d.structure)
         seen = self.learner.assess(knowledge, spread, state)
-        self.judged = (spread, seen)
         reasons = _reasons(state, seen, d.step)
         kind = "untrusted" if not state.trusted else "flagged" if reasons else "trusted"
         sigma_force = float(spread.sigma_forces.max())
@@ -149,6 +149,7 @@ class Engine:
             probability=seen.probability, energy_bound=seen.energy_bound,
             force_bound=seen.force_bound, reasons=reasons, snapshot=knowledge.snapshot,
         )  # fmt: skip
+        self.judged = frame
         event = ev.FrameChecked(
             frame_id=frame_id, step=d.step, key=d.structure.key, snapshot=knowledge.snapshot,
             reasons=reasons, sigma_energy=float(spread.sigma_energy), sigma_force=sigma_force,

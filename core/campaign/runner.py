@@ -209,6 +209,7 @@ class Runner:
         stored = self.store.load_dynamics()
         if stored is not None:
             self.engine.load_dynamics(stored[1])
+            self.engine.judged = st.read_last_frame(self.store.connection)
         if self.engine.dynamics.step != self.state.step:  # died between a rewind and its doing
             frame_id, step = self.state.anchor
             self._rewind(loop.Rewind(frame_id, step, fresh=step == 0))
@@ -302,17 +303,16 @@ class Runner:
     # The screen
 
     def _publish(self, *, force: bool = False) -> None:
-        d, judged = self.engine.dynamics, self.engine.judged
-        seen = judged[1] if judged else None
+        d, seen = self.engine.dynamics, self.engine.judged
+        unknown = np.full(len(d.positions), np.nan)
         frame = LiveFrame(
             step=d.step, time=d.time_fs, energy=self.engine.energy, temperature=d.temperature_K,
-            sigma_energy=judged[0].sigma_energy if judged else np.nan,
+            sigma_energy=seen.sigma_energy if seen else np.nan,
             probability=seen.probability if seen else np.nan,
             energy_bound=seen.energy_bound if seen else np.nan,
             force_bound=seen.force_bound if seen else np.nan,
             steps_per_s=self._steps_per_s(), phase=self.state.phase, trusted=self.state.trusted,
-            positions=d.positions,
-            sigma_atoms=judged[0].sigma_forces if judged else np.full(len(d.positions), np.nan),
+            positions=d.positions, sigma_atoms=seen.sigma_atoms if seen else unknown,
         )  # fmt: skip
         self._live.write(frame, force=force)
 

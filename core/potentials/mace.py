@@ -48,8 +48,13 @@ def default_config(
     avg_num_neighbors: float = 10.0,
     scale: float = 1.0,
     shift: float = 0.0,
+    pair_repulsion: bool = False,
 ) -> dict[str, Any]:
-    """Return a configuration for a new invariant two-layer MACE, as plain JSON values."""
+    """Return a configuration for a new invariant two-layer MACE, as plain JSON values.
+
+    Args:
+        pair_repulsion: add the screened nuclear repulsion of Ziegler, Biersack and Littmark.
+    """
     return {
         "class": "ScaleShiftMACE",
         "r_max": cutoff,
@@ -69,6 +74,7 @@ def default_config(
         "correlation": 3,
         "atomic_inter_scale": scale,
         "atomic_inter_shift": shift,
+        "pair_repulsion": pair_repulsion,
     }
 
 

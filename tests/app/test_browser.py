@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from ase.calculators.singlepoint import SinglePointCalculator
 from PIL import Image
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Locator, Page, expect
 
 from core.campaign import events as ev
 from core.campaign.loop import replay
@@ -57,6 +57,10 @@ def opened(page: Page, address: str) -> Page:
 
 def button(page: Page, name: str):
     return page.get_by_role("button").filter(has_text=re.compile(rf"{name}$"))
+
+
+def able(target: Locator) -> bool:
+    return target.is_visible() and target.is_enabled()
 
 
 def step(page: Page) -> int:
@@ -353,12 +357,12 @@ def test_twenty_kills_of_the_server_lose_no_decision(chromium, launch, argon):
     try:
         for _ in range(20):
             server, address = launch(directory)
-            page.goto(address)
-            expect(page.locator(".state")).not_to_contain_text("Starting")
-            for name in ("Start", r"Approve( all)?( \d+)?"):
-                found = button(page, name).first
-                if found.is_visible() and found.is_enabled():
-                    found.click()
+            opened(page, address)
+            found = [button(page, name).first for name in ("Start", r"Approve( all)?( \d+)?")]
+            wait_for(lambda found=found: any(map(able, found)))
+            for target in found:
+                if able(target):
+                    target.click(timeout=2000)
                     clicked += 1
             time.sleep(moments.uniform(0.0, 1.5))
             server.kill()

@@ -68,7 +68,7 @@ def test_a_campaign_is_set_up_created_deleted_and_brought_back(watched, address,
     )
     expect(page.locator(".summary .formula")).to_contain_text("3 atoms")
     page.get_by_role("button", name="Accuracy").click()
-    wanted = page.get_by_label("Wanted probability of staying within the tolerances")
+    wanted = page.get_by_label("Confidence")
     wanted.fill("2")
     wanted.press("Enter")
     expect(page.locator(".form")).to_contain_text(["less than 1"])

@@ -6,6 +6,7 @@ from app import state as app_state
 from app.lease import ANSWER_S, TERM_S, Lease, NotDrivingError
 from app.seat import Seat
 from core.campaign import events as ev
+from core.campaign.exchange import Offer
 
 
 class Clock:
@@ -96,7 +97,8 @@ def test_a_viewers_commands_never_reach_the_campaign(argon, lease):
     driver.identify("secret")
     viewer.identify("other")
     assert not viewer.post(ev.Undo()) and not viewer.go() and not viewer.step_by(3)
-    assert len(warned) == 3 and all("page 1 drives" in w for w in warned)
+    assert viewer.offer(Offer((1,), (), "labels.extxyz")) is None
+    assert len(warned) == 4 and all("page 1 drives" in w for w in warned)
     assert campaign.reader.commands_since(0) == []
     assert driver.post(ev.ChangeSetting(path="trust.confidence", value=0.9))
     assert [row.command.who for row in campaign.reader.commands_since(0)] == ["page 1"]

@@ -171,5 +171,5 @@ def test_the_cost_of_earlier_campaigns_is_told(library, argon):
     with CampaignReader(directory) as reader:
         (past,) = library.past(reader.settings)
         assert library.past(reader.settings.with_value("labelling.reference", "gfn2-xtb")) == []
-    assert (past.name, past.n_atoms, past.labels >= 8) == ("argon", 13, True)
-    assert past.label_s > 0 and past.wall_s > 0 and past.steps > 0
+    assert (past.name, past.n_atoms, len(past.labels) >= 8) == ("argon", 13, True)
+    assert past.wall_s > 0 and past.steps > 0

@@ -64,11 +64,11 @@ def test_an_unknown_kind_has_a_generic_sentence():
         (ev.ChangeSetting(path="dynamics.temperature_K", value=350.0), "Temperature set to 350 K."),
         (
             ev.ChangeSetting(path="trust.force_tolerance", value=None),
-            "Largest acceptable error of any atom's force set to none eV/Å.",
+            "Force tolerance set to none.",
         ),
         (
             ev.ChangeSetting(path="trust.energy_tolerance", value=0.0433641153087705),
-            "Largest acceptable error of the total energy set to 1 kcal/mol.",
+            "Energy tolerance set to 1 kcal/mol.",
         ),
         (ev.ChangeSetting(path="labelling.mode", value="approve"), "Flagged frames set to ask me."),
         (ev.WorkerFailed(traceback="Traceback\nOSError: full"), "an error: OSError: full"),

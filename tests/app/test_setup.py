@@ -171,9 +171,12 @@ def test_a_cost_says_what_it_rests_on():
     unknown = dict(cost(SETTINGS, 3, Trial(problem="tblite is missing"), []))
     assert unknown["One label"] == "Not known: tblite is missing"
     assert unknown["Time for the whole run"].startswith("Not known")
-    past = [Past("big", 9, 100, 5, 1.0, 50.0), Past("water", 3, 2500, 30, 0.1, 60.0)]
+    early = (0,) * 20 + tuple(range(250, 2500, 250))  # of 29 labels 4 in the second half
+    past = [Past("big", 9, 100, (0,) * 5, 50.0), Past("water", 3, 2500, early, 60.0)]
     known = dict(cost(SETTINGS, 3, Trial(seconds=0.1), past))
     assert known["One label"] == "0.1 s, measured just now on one core."
-    assert "about 60 labels and 2 min 00 s" in known["If it goes like water"]
+    assert "about 37 labels and at most 2 min" in known["If it goes like water"]
+    shorter = SETTINGS.with_value("dynamics.steps", 500)
+    assert "about 22 labels" in dict(cost(shorter, 3, None, past))["If it goes like water"]
     every = SETTINGS.with_value("labelling.every", 50)
     assert "one every 50 steps" in dict(cost(every, 3, None, []))["Labels"]

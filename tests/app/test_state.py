@@ -1,13 +1,17 @@
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 
 from app import main, state
+from core import worker
 from core.campaign import events as ev
 from core.errors import CampaignError, InputError
 from core.worker import WorkerHandle
+
+from .conftest import PATIENCE_S
 
 
 def test_one_state_per_directory(argon):
@@ -39,6 +43,21 @@ def test_a_worker_that_leaves_is_replaced_while_a_command_waits(argon, monkeypat
         glance = campaign.glance()
     assert len(started) == 1 + state.MAX_STARTS
     assert glance.stuck == campaign.directory / "worker.log"
+
+
+def test_more_steps_take_a_finished_campaign_up_again(argon):
+    directory = argon("threshold", "0.2 kcal/mol", 50)
+    worker.run_inline(directory)
+    campaign = state.campaign(directory)
+    assert campaign.glance().state.phase == "finished"
+    campaign.post(ev.ChangeSetting(path="dynamics.steps", value=80))
+    try:
+        end = time.monotonic() + PATIENCE_S
+        while campaign.glance().step < 80 or campaign.glance().state.phase != "finished":
+            assert time.monotonic() < end, campaign.worker_log(20)
+            time.sleep(0.1)
+    finally:
+        campaign.worker.kill()
 
 
 def test_the_demo_is_made_once_and_found_again(tmp_path, monkeypatch):

@@ -67,6 +67,6 @@ def test_figures_are_significant(value, text):
 
 def test_reasons_name_what_may_be_wrong():
     both = wording.reasons(query(reasons=("energy", "force")))
-    assert both.startswith("The total energy and the force on an atom may be off")
+    assert both.startswith("The energy and a force may be off")
     assert "offset" in wording.reasons(query(reasons=("initial",)))
     assert "within the tolerances" in wording.reasons(query(reasons=()))

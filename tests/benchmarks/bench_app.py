@@ -14,7 +14,6 @@ import argparse
 import asyncio
 import contextlib
 import re
-import subprocess
 import sys
 import tempfile
 import threading
@@ -38,7 +37,7 @@ from core.campaign.reader import CampaignReader, Commander
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "app"))
-from conftest import CHROMIUM, FLAGS, answering, free_port  # noqa: E402
+from conftest import CHROMIUM, FLAGS, launched  # noqa: E402
 
 WATCH_S, VIEWERS, REPEATS = 20.0, 20, 10
 
@@ -77,17 +76,9 @@ def crystal(folder: Path, name: str, repeat: tuple[int, int, int], threads: int)
 @contextlib.contextmanager
 def server(directory: Path, home: Path) -> Iterator[tuple[str, psutil.Process]]:
     """Serve the page in a process of its own."""
-    port, log = free_port(), home / "server.log"
-    with open(log, "w") as out:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "app", "serve", str(directory), "--port", str(port)],
-            stdout=out, stderr=out, cwd=ROOT,
-        )  # fmt: skip
+    process, address = launched(directory, home)
     try:
-        yield (
-            answering(f"http://127.0.0.1:{port}", process, log),
-            psutil.Process(process.pid),
-        )
+        yield address, psutil.Process(process.pid)
     finally:
         process.terminate()
         process.wait(20)

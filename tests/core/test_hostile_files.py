@@ -8,6 +8,7 @@ import contextlib
 import io
 import random
 import sys
+import sysconfig
 from collections import Counter
 from collections.abc import Callable, Iterator
 
@@ -73,8 +74,12 @@ def mutated(text: str, rng: random.Random) -> bytes:
     return bytes(data)
 
 
+PACKAGES = sysconfig.get_path("purelib")
+"""ASE looks space groups up in a file of its own."""
+
+
 class Opened:
-    """What Python opened, started or connected to while it watched, other than its own code."""
+    """What Python opened, started or connected to while it watched, other than its own files."""
 
     def __init__(self) -> None:
         self.watching, self.seen = False, Counter[str]()
@@ -85,7 +90,8 @@ class Opened:
             return
         if event == "open":
             name = str(args[0])
-            if not name.endswith((".py", ".pyc", ".so", ".json", "__pycache__")):
+            own = name.startswith(PACKAGES) or name.endswith((".py", ".pyc", ".so", "__pycache__"))
+            if not own:
                 self.seen[name] += 1
         elif event.startswith(("subprocess", "socket", "os.system", "os.exec", "pickle", "ctypes")):
             self.seen[event] += 1

@@ -81,6 +81,7 @@ def test_pause_and_a_live_change_survive_a_kill(directory, handle):
     commander.post(ev.Start())
     handle.start()
     wait(directory, lambda s: s.trusted)
+    assert os.getpriority(os.PRIO_PROCESS, handle.pid) >= worker.NICENESS  # the page comes first
     commander.post(ev.ChangeSetting(path="dynamics.steps", value=100_000))
     commander.post(ev.ChangeSetting(path="trust.confidence", value=0.9))
     wait(directory, lambda s: s.settings.trust.confidence == 0.9)
@@ -258,7 +259,8 @@ def test_twenty_kills_of_a_worker_with_mace_and_xtb_lose_nothing(tmp_path):
         )
         assert victim == 20
         Commander(directory).post(ev.ChangeSetting(path="dynamics.steps", value=1))
-        state = wait(directory, lambda s: s.phase in ("finished", "paused"))
+        # Before anything else all labels are learned again: seconds for each.
+        state = wait(directory, lambda s: s.phase in ("finished", "paused"), 4 * PATIENCE_S)
         handle.stop()
     finally:
         handle.kill()

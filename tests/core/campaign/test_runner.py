@@ -7,7 +7,7 @@ import torch
 
 from core import worker
 from core.campaign import events as ev
-from core.campaign import store
+from core.campaign import live, store
 from core.campaign.engine import WHOLE_SNAPSHOTS, Engine
 from core.campaign.loop import replay
 from core.campaign.reader import CampaignReader, Commander
@@ -120,6 +120,18 @@ def test_another_posterior_drives_the_same_loop(prepared):
     )
     state = worker.run_inline(directory)
     assert state.trusted and (state.phase == "finished" or state.updates_refused)
+
+
+def test_a_new_worker_shows_the_last_check_before_it_makes_one(prepared):
+    directory = prepared(labelling__mode="approve")
+    worker.run_inline(directory, until=lambda state: state.trusted)
+    (directory / live.FILE).unlink()
+    runner = Runner(directory)
+    runner.open()
+    shown, last = live.LiveReader(directory).read(), store.read_last_frame(runner.store.connection)
+    runner.close()
+    assert shown.sigma_atoms == pytest.approx(last.sigma_atoms)
+    assert shown.force_bound == last.force_bound
 
 
 def test_approve_mode_waits_and_a_person_decides(prepared):

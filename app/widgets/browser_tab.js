@@ -1,4 +1,5 @@
-// Shortcuts of the page, silent while somebody types, and the secret this browser tab is known by.
+// The title of the page, its shortcuts, silent while somebody types, and the secret this browser
+// tab is known by.
 
 const STORED = "flywise-page";
 
@@ -48,6 +49,11 @@ export function render({ model, el }) {
     model.send_msg({ key });
   };
   document.addEventListener("keydown", listen);
+  const name = () => {
+    if (model.heading) document.title = model.heading;
+  };
+  model.on("heading", name);
+  name();
   const mine = secret();
   const tell = () => (model.known ? clearInterval(timer) : model.send_msg({ secret: mine }));
   const timer = setInterval(tell, 300); // what is sent before the page is connected is lost

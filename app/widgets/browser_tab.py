@@ -1,4 +1,4 @@
-"""The invisible part of a page: its shortcuts, and the secret its browser tab is known by."""
+"""The invisible part of a page: its title, its shortcuts, and the secret its tab is known by."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import param
 from panel.custom import JSComponent
 
 
-class Keyboard(JSComponent):
-    """Sends the keys of `keys` while nobody types, and the tab's secret when the page opens.
+class BrowserTab(JSComponent):
+    """Names the tab, sends the keys of `keys` while nobody types, and the tab's secret once.
 
     Args:
         pressed: called with the key. identified: called with the secret.
@@ -20,9 +20,11 @@ class Keyboard(JSComponent):
 
     keys = param.List(item_type=str, doc='Keys as the browser names them: "a", "ArrowDown", "?".')
 
+    heading = param.String(doc="What the browser writes on the tab.")
+
     known = param.Boolean(False, doc="The secret has arrived.")
 
-    _esm = Path(__file__).parent / "keyboard.js"
+    _esm = Path(__file__).parent / "browser_tab.js"
 
     def __init__(
         self, pressed: Callable[[str], None], identified: Callable[[str], None], **params: Any
