@@ -11,7 +11,9 @@ import logging
 import os
 import socket
 import sys
+import time
 from collections.abc import Callable
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ import panel as pn
 import panel_material_ui as pmui
 import param
 from panel.io import hold
+from panel.io.state import set_curdoc
 from panel.util import edit_readonly
 from tornado.iostream import StreamClosedError
 from tornado.websocket import WebSocketClosedError
@@ -28,6 +31,7 @@ from tornado.websocket import WebSocketClosedError
 from app import theme, wording
 from app.library import library
 from app.notices import notices, tab_name
+from app.pulse import Beat, Pulse
 from app.seat import Seat
 from app.selection import Selection
 from app.state import CampaignState, Glance, campaign
@@ -52,12 +56,12 @@ TITLE = "Flywise"
 HOST = "127.0.0.1"
 DESK_MS = 2000
 """Time between two looks at the list of campaigns."""
-FAST_MS = 60
-"""Time between two looks at the atoms."""
 NOTICE_MS = 8000
 """Time that a notice stays."""
-SLOW = 3
-"""Every so many looks the rest of the screen follows too (about 5 a second)."""
+SLOW_S = 0.18
+"""Time after which the rest of the screen follows the atoms."""
+LATER_S = 1.0
+"""Time after the page is shown when the tabs behind the first are made, one at a time."""
 
 _SCREEN_CSS = """
 :host { display: grid !important; box-sizing: border-box; gap: 12px; padding: 12px;
@@ -76,6 +80,8 @@ _SCREEN_CSS = """
   .scene { max-height: 640px; }
 }
 """
+
+_PLACE_CSS = ".scroll-button { display: none !important; } :host { min-height: 0; }"
 
 _DESK_CSS = """
 :host { background: var(--fw-page); width: 100%; height: 100%; overflow: auto; }
@@ -121,7 +127,8 @@ class Screen:
 
     def __init__(self, shown: CampaignState) -> None:
         self._campaign = shown
-        self._ticks = 0
+        self._looked = 0.0
+        self._began: float | None = None
         self._told: Glance | None = None
         self._seat = Seat(shown, shown.lease, self._warn)
         self.selection = Selection()
@@ -135,9 +142,15 @@ class Screen:
         self._shortcuts, tour = Shortcuts(), Tour()
         self._tabs: dict[str, Any] = {
             "Traces": Traces(shown, self.selection),
-            "Calibration": Calibration(shown),
-            "Settings": Settings(shown, self._seat.post),
-            "Log": Log(shown),
+        }
+        self._later: dict[str, Callable[[], Any]] = {
+            "Calibration": lambda: Calibration(shown),
+            "Settings": lambda: Settings(shown, self._seat.post),
+            "Log": lambda: Log(shown),
+        }
+        self._places = {
+            name: pn.Column(margin=0, sizing_mode="stretch_both", stylesheets=[_PLACE_CSS])
+            for name in self._later
         }
         self._keys = {
             "a": self._queue.approve, "r": self._queue.reject, "s": self._queue.skip,
@@ -151,7 +164,7 @@ class Screen:
             self._press, self._seat.identify, keys=list(self._keys), css_classes=["hidden"]
         )
         self._tab_bar = pmui.Tabs(
-            *self._tabs.items(), margin=0, sizing_mode="stretch_both",
+            *self._tabs.items(), *self._places.items(), margin=0, sizing_mode="stretch_both",
             css_classes=["tabs"], color="primary",
         )  # fmt: skip
         self._tab_bar.param.watch(lambda _: self.tick(), "active")
@@ -168,17 +181,25 @@ class Screen:
         self.tick()
 
     def tick(self) -> None:
-        """Bring the screen up to date; the atoms each time, the rest less often."""
+        """Bring the screen up to date."""
+        self.look()
+        self._look_around()
+
+    def look(self) -> Callable[[], None] | None:
+        """Bring the atoms up to date; return what does so for the rest, where it is due."""
+        self._scene.update(self._campaign.glance())
+        return self._look_around if time.monotonic() - self._looked > SLOW_S else None
+
+    def _look_around(self) -> None:
         glance = self._campaign.glance()
-        self._scene.update(glance)
-        if self._ticks % SLOW == 0:
-            self._seat.tick()
-            for view in (self._controls, self._queue, self._exchange, self._shown_tab()):
-                view.update(glance)
-            self._sharing.update()
-            self._tell(glance)
-            self._title.object = _heading(self._campaign, glance.state.settings)
-        self._ticks += 1
+        self._looked = time.monotonic()
+        self._make_later()
+        self._seat.tick()
+        for view in (self._controls, self._queue, self._exchange, self._shown_tab()):
+            view.update(glance)
+        self._sharing.update()
+        self._tell(glance)
+        self._title.object = _heading(self._campaign, glance.state.settings)
 
     def _tell(self, glance: Glance) -> None:
         self._tab.heading = tab_name(glance, self._campaign.title)
@@ -189,7 +210,26 @@ class Screen:
         self._told = glance
 
     def _shown_tab(self) -> Any:
-        return list(self._tabs.values())[self._tab_bar.active]
+        name = ("Traces", *self._places)[self._tab_bar.active]
+        if name in self._later:
+            self._make(name)
+        return self._tabs[name]
+
+    def _make_later(self) -> None:
+        if not (self._later and pn.state.loaded):
+            return
+        if self._began is None:
+            self._began = self._looked
+        elif self._looked - self._began > LATER_S:
+            self._make(next(iter(self._later)))
+
+    def _make(self, name: str) -> None:
+        """Fill a tab; the page is on the screen earlier without those that nobody sees yet."""
+        view = self._later.pop(name)()
+        if hasattr(view, "paint"):
+            view.paint(theme.palette(bool(self.page.dark_theme)))
+        self._tabs[name] = view
+        self._places[name].objects = [view]
 
     def _press(self, key: str) -> None:
         self._keys[key]()
@@ -282,26 +322,41 @@ def page(default: Callable[[], CampaignState]) -> pmui.Page:
         return _kept(Desk(_lost(str(error)), "Not found").page)
     shown.warm()
     screen = Screen(shown)
-    _keep_up(screen.tick, FAST_MS)
+    _follow(shown.pulse, screen)
     if pn.state.location is not None:
         pn.state.location.sync(screen.selection, {"frame": "frame"})
     return _kept(screen.page)
 
 
 def _keep_up(tick: Callable[[], None], period: int) -> None:
-    """Call `tick` every `period` ms once the browser shows the page.
+    """Call `tick` every `period` ms once the browser shows the page, see `_follow`."""
+
+    def begin() -> None:
+        tick()
+        pn.state.add_periodic_callback(tick, period=period)
+
+    pn.state.onload(begin)
+
+
+def _follow(pulse: Pulse, screen: Screen) -> None:
+    """Let `screen` look whenever the pulse says so, once the browser shows the page.
 
     What changes between the page's being sent and the browser's being ready never reaches it:
     Panel takes it for part of the page, which was sent before (`panel.io.document.hold`).
     """
 
-    def beat() -> None:
-        with hold():  # one message for all that changed: each names every model of the page
-            tick()
-
     def begin() -> None:
-        tick()
-        pn.state.add_periodic_callback(beat, period=period)
+        screen.tick()
+        document = pn.state.curdoc
+        assert document is not None
+
+        def beat(look: Beat = screen.look) -> Beat | None:
+            with set_curdoc(document), hold():  # one message for all that changed
+                rest = look()
+            return rest and partial(beat, rest)
+
+        pulse.join(document, beat)
+        pn.state.on_session_destroyed(lambda _: pulse.leave(document))
 
     pn.state.onload(begin)
 

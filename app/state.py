@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from app.lease import Lease
+from app.pulse import Pulse
 from app.series import Series
 from core import settings as settings_
 from core.assets import asset
@@ -29,7 +30,7 @@ from core.settings import Settings
 from core.structures import Structure
 from core.worker import LOG, WorkerHandle
 
-FRESH_S = 0.04
+FRESH_S = 0.02
 """Pages that ask again within this time are given the same glance."""
 
 ALIVE_S = 0.5
@@ -102,6 +103,7 @@ class CampaignState:
         self.series = Series(self.reader)
         self.worker = WorkerHandle(directory)
         self.lease = Lease()
+        self.pulse = Pulse(self.reader.live_sequence)
         self._commander = Commander(directory)
         self._lock = threading.Lock()
         self._glance: Glance | None = None

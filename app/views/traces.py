@@ -90,6 +90,12 @@ TRACES = (
 )
 
 
+def reach(step: int, end: float) -> float:
+    """Return the end of the axis: `end` while it suits, so that the plots keep still."""
+    suits = step <= end <= max(100, 1.25 * step)
+    return end if suits else max(100, 1.12 * step)
+
+
 class Traces(pn.viewable.Viewer):
     """The plots, their stream and their marks."""
 
@@ -149,7 +155,7 @@ class Traces(pn.viewable.Viewer):
             self._queue = glance.state.queue
             self._labelled = frozenset(q.frame_id for q in self._queue if q.status in LABELLED)
         if self.following:
-            self._set_x(0, max(100, glance.step * 1.02))
+            self._set_x(0, reach(glance.step, self._x.end))
         self._draw()
         self._scale(glance)
         self._mark()

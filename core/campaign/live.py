@@ -122,6 +122,13 @@ class LiveReader:
             time.sleep(0)
         return None
 
+    def sequence(self) -> int:
+        """Return a number that changes with each frame, for little; 0 before the first."""
+        if not self._open():
+            return 0
+        assert self._map is not None
+        return int(_HEAD.unpack_from(self._map)[3])
+
     def _open(self) -> bool:
         if self._map is None and self._path.exists():
             with open(self._path, "rb") as file:

@@ -176,6 +176,10 @@ class CampaignReader:
         """Return the newest live frame, None before the first."""
         return self._live.read()
 
+    def live_sequence(self) -> int:
+        """Return a number that changes with each live frame."""
+        return self._live.sequence()
+
     def _rows(self, query: str, *values: object) -> list[sqlite3.Row]:
         with self._lock:
             return self._connection.execute(query, values).fetchall()

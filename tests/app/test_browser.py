@@ -181,7 +181,7 @@ def test_a_failed_label_is_shown_and_tried_again(watched, serve, argon):
     directory = argon("approve", "0.02 kcal/mol")
     page = opened(watched, serve(directory))
     page.get_by_role("tab", name="Settings").click()
-    limit = page.get_by_label("A label that takes longer is cancelled")
+    limit = page.get_by_label("Time limit of a label")
     limit.fill("0.001")
     limit.press("Enter")
     button(page, "Start").click()
