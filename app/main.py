@@ -139,7 +139,7 @@ class Screen:
             shown, self._seat, self.selection, self._exchange.button, self._exchange
         )  # fmt: skip
         self._sharing = SharingLine(self._seat)
-        self._shortcuts, tour = Shortcuts(), Tour()
+        self._shortcuts, self._tour = Shortcuts(), Tour()
         self._tabs: dict[str, Any] = {
             "Traces": Traces(shown, self.selection),
         }
@@ -170,11 +170,11 @@ class Screen:
         self._tab_bar.param.watch(lambda _: self.tick(), "active")
         self._grid = pn.Column(
             self._controls, self._scene, self._tab_bar, self._queue,
-            self._tab, self._shortcuts, tour,
+            self._tab, self._shortcuts, self._tour,
             margin=0, sizing_mode="stretch_both",
         )  # fmt: skip
         self._title = pn.pane.HTML("", margin=0, sizing_mode="stretch_width")
-        header = [self._title, self._sharing, tour.button, self._shortcuts.button]
+        header = [self._title, self._sharing, self._tour.button, self._shortcuts.button]
         self.page = _page(f"{shown.title} · {TITLE}", header, self._grid)
         self.page.param.watch(lambda event: self._paint(), "dark_theme")
         self._paint()
@@ -244,6 +244,7 @@ class Screen:
         self._grid.stylesheets = [_SCREEN_CSS, variables]
         self._title.stylesheets = [_TITLE_CSS, variables]
         self._sharing.paint(palette)
+        self._tour.paint(palette)
         self._scene.paint(palette)
         for view in self._tabs.values():
             if hasattr(view, "paint"):

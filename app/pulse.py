@@ -19,7 +19,7 @@ FASTEST_S = 0.04
 """Shortest time between two looks of a page."""
 SLOWEST_S = 0.2
 """Longest time between two looks of a page."""
-SHARE = 0.5
+SHARE = 0.8
 """Of the server's time, at most this much goes to the pages of one campaign."""
 
 Beat = Callable[[], Any]

@@ -89,6 +89,11 @@ def variables(p: Palette) -> str:
     return f":host{{{values}color-scheme:{p.name};color:var(--fw-text);font-family:{FONT};}}"
 
 
+def in_header(p: Palette) -> dict[str, str]:
+    """Return the `sx` of a button in the page's header, which is white there by itself."""
+    return {"color": f"{p.accent} !important", "borderColor": f"{p.accent} !important"}
+
+
 CARD = """
 .scroll-button { display: none !important; }
 :host { background: var(--fw-surface); border: 1px solid var(--fw-line); border-radius: 10px;

@@ -285,8 +285,12 @@ def _checked(event: Any, frames: Names) -> str:
         return f"{step} chosen as one of the first to be labelled."
     if "periodic" in event.reasons:
         return f"{step} is due for a label."
-    likely = f"{100 * event.probability:.0f} % likely to be within the tolerances"
-    return f"{step} flagged: {likely}."
+    energy, force = wording.kcal(event.energy_bound), event.force_bound
+    bounds = {
+        "energy": f"energy ± {wording.figures(energy)} kcal/mol",
+        "force": f"largest force ± {wording.figures(force)} eV/Å",
+    }
+    return f"{step} flagged: {', '.join(bounds[reason] for reason in event.reasons)}."
 
 
 def _updated(event: Any, frames: Names) -> str:

@@ -388,7 +388,7 @@ def _figures(glance: Glance, q: Query, near: str) -> str:
         rows = [
             ("Energy error", _bound(kcal(q.energy_bound), kcal(q.energy_tolerance), "kcal/mol")),
             ("Largest force error", _bound(q.force_bound, q.force_tolerance, "eV/Å")),
-            ("Within tolerance", likely),
+            ("Energy within", likely),
         ]
     rows.append(("Cost of a label", wording.cost(glance)))
     if near:

@@ -16,8 +16,10 @@ from app.seat import Seat
 _CSS = """
 :host { display: flex !important; align-items: center; gap: 8px; flex-wrap: nowrap; }
 @media (max-width: 620px) {  /* no room in the header: a bar at the foot of the screen */
-  :host(.shown) { position: fixed; inset: auto 0 0; z-index: 10; padding: 8px 12px;
-    background: var(--fw-surface); border-top: 1px solid var(--fw-line); }
+  :host { position: fixed !important; inset: auto 0 0 !important; width: auto !important;
+    z-index: 10; padding: 8px 12px; background: var(--fw-surface);
+    border-top: 1px solid var(--fw-line); }
+  :host(.calm) { display: none !important; }
   .who { flex: 1; } }
 """
 _TEXT_CSS = """
@@ -52,11 +54,14 @@ class SharingLine(pn.viewable.Viewer):
         self._ask.visible = bool(now.name) and not now.driving
         self._ask.disabled = now.asking is not None
         self._give.visible = self._keep.visible = wanted
-        self._layout.css_classes = ["shown"] if self._text.object else []
+        calm = now.driving and not wanted
+        self._layout.css_classes = ["calm"] if calm or not self._text.object else []
 
     def paint(self, palette: theme.Palette) -> None:
         """Take the colours of a mode."""
         self._layout.stylesheets = [_CSS, theme.variables(palette)]
+        for button in (self._ask, self._give, self._keep):
+            button.sx = theme.in_header(palette)
 
 
 def say(now: Sharing) -> str:

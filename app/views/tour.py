@@ -5,6 +5,8 @@ from __future__ import annotations
 import panel as pn
 import panel_material_ui as pmui
 
+from app import theme
+
 STEPS = (
     (
         "What happens here",
@@ -65,6 +67,10 @@ class Tour(pn.viewable.Viewer):
 
     def __panel__(self) -> pn.viewable.Viewable:
         return self._sheet
+
+    def paint(self, palette: theme.Palette) -> None:
+        """Take the colours of a mode."""
+        self.button.sx = theme.in_header(palette)
 
     def open(self) -> None:
         """Begin at the first note."""

@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 from PIL import Image
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Page, sync_playwright
 
 from core import settings, worker
 from core.campaign import events as ev
@@ -51,13 +51,11 @@ def save(page: Page, name: str, *, full: bool = False) -> None:
     print(f"{name}.png", (FOLDER / f"{name}.png").stat().st_size // 1024, "kB", flush=True)
 
 
-def opened(browser: Browser, address: str, viewport: dict[str, int]) -> Page:
+def show(page: Page, address: str, viewport: dict[str, int]) -> None:
     """Open a campaign and wait for its atoms."""
-    page = browser.new_page(viewport=viewport)
-    page.set_default_timeout(120_000)
+    page.set_viewport_size(viewport)
     page.goto(address)
     page.locator(".stage[data-engine]").wait_for()
-    return page
 
 
 def main() -> None:
@@ -71,17 +69,17 @@ def main() -> None:
         )
         worker.WorkerHandle(directory).start()
         with served(directory, home) as address:
+            page = browser.new_page()  # one tab for all pictures: it keeps the right to drive
+            page.set_default_timeout(120_000)
             for mode in ("light", "dark"):
                 theme = "dark" if mode == "dark" else "default"
-                page = opened(browser, f"{address}/?theme={theme}", DESK)
+                show(page, f"{address}/?theme={theme}", DESK)
                 for tab in ("Traces", "Calibration", "Settings", "Log"):
                     page.get_by_role("tab", name=tab).click()
                     save(page, f"{tab.lower()}-{mode}")
-                page.close()
-                page = opened(browser, f"{address}/?theme={theme}", PHONE)
+                show(page, f"{address}/?theme={theme}", PHONE)
                 save(page, f"phone-{mode}", full=True)
-                page.close()
-                page = browser.new_page(viewport=DESK)
+                page.set_viewport_size(DESK)
                 for name, what, shown in (
                     ("home", "home", "Within interval"),
                     ("new", "set-up", "measured just now"),
@@ -89,7 +87,6 @@ def main() -> None:
                     page.goto(f"{address}/?page={name}&theme={theme}")
                     page.get_by_text(shown).first.wait_for()
                     save(page, f"{what}-{mode}")
-                page.close()
         browser.close()
 
 

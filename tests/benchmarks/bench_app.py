@@ -213,6 +213,7 @@ async def _watch(address: str, n: int, received: list[int], end: asyncio.Event) 
         socket = await websocket_connect(
             address.replace("http", "ws") + "/ws", subprotocols=["bokeh", token.group(1)]
         )
+        await socket.read_message()  # the server's word that it listens
         for part in READY:
             await socket.write_message(part)
         while not end.is_set() and await socket.read_message() is not None:
