@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
+from ase.data import chemical_symbols
 
 from core.errors import FlywiseError, InputError
 
@@ -209,6 +210,56 @@ def models(as_json: Json = False) -> None:
     """List the models that can be loaded by name."""
     known = importlib.import_module("core.potentials").available()  # loads torch
     _print({"models": known}, as_json, [f"{name}: {about}" for name, about in known.items()])
+
+
+@cli.command()
+def download(
+    name: Annotated[str, typer.Argument(help="Name of a foundation model, see flywise models.")],
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Accept its licence, and that it runs.")
+    ] = False,
+    url: Annotated[str | None, typer.Option(help="Fetch it from here instead.")] = None,
+    sha256: Annotated[str | None, typer.Option(help="What the file must be.")] = None,
+) -> None:
+    """Fetch a foundation model and make a safe bundle of it; an attempt cut off goes on."""
+    zoo = importlib.import_module("core.potentials.mace_zoo")  # loads torch
+    known = zoo.foundations()
+    if not yes and name in known and sys.stdin.isatty():
+        said = f"{name} is under the {known[name].licence}, and its file runs as a program once."
+        yes = typer.confirm(said + " Accept both?")
+
+    def progress(done: int, total: int | None) -> None:
+        share = "" if total is None else f" of {total / 1e6:.1f}"
+        print(f"\r{done / 1e6:.1f}{share} MB", end="", file=sys.stderr, flush=True)
+
+    found = zoo.get(name, consent=yes, url=url, sha256=sha256, progress=progress)
+    print(f'\n{name} is in {getattr(found, "folder", found)}; use it as model = "{name}".')
+
+
+@cli.command()
+def convert(
+    file: Annotated[Path, typer.Argument(help="MACE checkpoint (.model, .pt).")],
+    out: Annotated[Path, typer.Argument(help="Folder of the bundle, made by this.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Agree that the file runs.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Make a safe bundle of a pickled MACE; energies and forces are compared before and after."""
+    module = importlib.import_module("core.potentials.convert")  # loads torch
+    if not yes and file.is_file() and sys.stdin.isatty():
+        yes = typer.confirm(module.WARNING.format(name=file.name) + " Go on?")
+    done = module.convert(file, out, consent=yes)
+    figures = {
+        "bundle": str(done.folder), "elements": [chemical_symbols[z] for z in done.elements],
+        "parameters": done.n_parameters, "structures_compared": done.structures,
+        "largest_energy_difference_eV_per_atom": done.energy_difference,
+        "largest_force_difference_eV_per_A": done.force_difference,
+    }  # fmt: skip
+    line = (
+        f"{done.folder}: {done.n_parameters:,} parameters, {', '.join(figures['elements'])}; "
+        f"{done.structures} structures differ by at most {done.energy_difference:.1e} eV/atom and "
+        f"{done.force_difference:.1e} eV/Å from the checkpoint."
+    )
+    _print(figures, as_json, [line])
 
 
 @cli.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

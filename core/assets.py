@@ -1,14 +1,19 @@
-"""Where the files that come with Flywise lie: the bundled model and the examples.
+"""Where files lie: the bundled model and the examples that come with Flywise, fetched models.
 
 An installed wheel keeps them in `core/_assets`; a checkout in `assets` and `examples`.
 """
 
 from __future__ import annotations
 
+import os
+import re
+import sys
 from pathlib import Path, PurePosixPath
 
-from core.errors import FlywiseError
+from core.errors import FlywiseError, ModelError
 
+FOUNDATION = re.compile(r"mace-(mp|off):[a-z0-9-]+")
+"""Names of published foundation models."""
 _PACKAGE = Path(__file__).resolve().parent
 
 
@@ -41,3 +46,34 @@ def asset(name: str) -> Path:
 def _roots(first: str) -> list[Path]:
     checkout = _PACKAGE.parent
     return [_PACKAGE / "_assets", checkout if first == "examples" else checkout / "assets"]
+
+
+def model_folder(name: str) -> Path:
+    """Return where the bundle of a model is, or would be.
+
+    Args:
+        name: "bundled", a foundation model ("mace-mp:small"), or the path of a bundle.
+
+    Raises:
+        ModelError: a foundation model that was not fetched yet.
+    """
+    if name == "bundled":
+        return asset("models/bundled")
+    if not FOUNDATION.fullmatch(name):
+        return Path(name)
+    folder = downloaded(name)
+    if not folder.is_dir():
+        raise ModelError(
+            f"{name} is not on this machine yet; fetch it with: flywise download {name}"
+        )
+    return folder
+
+
+def downloaded(name: str) -> Path:
+    """Return where a foundation model goes: in the user's cache; FLYWISE_HOME moves it."""
+    if home := os.environ.get("FLYWISE_HOME"):
+        folder = Path(home)
+    else:
+        usual = Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache")
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or usual) / "flywise"
+    return folder / "models" / name.replace(":", "-")

@@ -5,7 +5,8 @@ FlywiseError
 │   ├── SettingsError           a settings file or a single field
 │   ├── StructureError          a molecule or crystal
 │   └── ModelError              a potential: file, format, elements it does not know
-│       └── UnsafeFileError         a file that would run code when opened
+│       ├── UnsafeFileError         a file that would run code when opened
+│       └── DownloadError           a model that did not arrive, or not as it was published
 ├── LabelError              a reference calculation gave no usable label
 ├── CampaignError           the campaign directory: locked, missing, of another version
 └── CanaryError             new weights failed the check before entering a simulation
@@ -36,6 +37,10 @@ class ModelError(InputError):
 
 class UnsafeFileError(ModelError):
     """A file that would run code when opened was offered where data was expected."""
+
+
+class DownloadError(ModelError):
+    """A model could not be fetched; what arrived of it is kept where that helps."""
 
 
 class LabelError(FlywiseError):

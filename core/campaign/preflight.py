@@ -18,7 +18,7 @@ from typing import Any
 import ase.data
 import numpy as np
 
-from core.assets import asset
+from core.assets import model_folder
 from core.errors import FlywiseError, ModelError, UnsafeFileError
 from core.reference import make
 from core.reference.child import ONE_THREAD
@@ -46,16 +46,18 @@ def known_elements(model: str) -> tuple[int, ...]:
     """
     if model.partition(":")[0] == "lennard-jones":
         return (ARGON,)
-    folder = asset("models/bundled") if model == "bundled" else Path(model)
+    folder = model_folder(model)
     if folder.is_file():
         raise UnsafeFileError(
             f"{folder.name} is a single file. MACE checkpoints (.model, .pt) are pickles, which "
-            "run code when opened, so it was not opened. Give a bundle folder."
+            "run code when opened, so it was not opened. Make a bundle of it (flywise convert FILE "
+            "FOLDER) and give that folder."
         )
     config = folder / "config.json"
     if not config.is_file() or not (folder / "model.safetensors").is_file():
         raise ModelError(
-            f"{model!r} is no model: give bundled, lennard-jones, or the path of a folder with "
+            f"{model!r} is no model: give bundled, lennard-jones, a name that `flywise models` "
+            "lists, or the path of a folder with "
             "config.json and model.safetensors."
         )
     if config.stat().st_size > MAX_CONFIG_BYTES:

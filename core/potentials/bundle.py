@@ -28,8 +28,8 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     if folder.is_file():
         raise UnsafeFileError(
             f"{folder.name} is not a Flywise bundle but a single file. MACE checkpoints (.model) "
-            "are pickles, which run code when opened, so it was not opened. Give a bundle folder "
-            f"with {CONFIG} and {WEIGHTS}."
+            "are pickles, which run code when opened, so it was not opened. Make a bundle of it "
+            f"({CONFIG} and {WEIGHTS}) with: flywise convert FILE FOLDER."
         )
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
@@ -52,3 +52,4 @@ def write(folder: Path, config: dict[str, Any], weights: dict[str, torch.Tensor]
     (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
     contiguous = {name: tensor.contiguous() for name, tensor in weights.items()}
     safetensors.torch.save_file(contiguous, folder / WEIGHTS)
+    (folder / WEIGHTS).chmod((folder / CONFIG).stat().st_mode)

@@ -7,21 +7,27 @@ from typing import Any
 
 import torch
 
-from core.assets import asset
+from core.assets import model_folder
 from core.errors import ModelError
 from core.potentials import bundle
 from core.potentials.base import TorchPotential
 from core.potentials.lennard_jones import LennardJones
 
+_LATER = "_zeroed"
+"""Flags of mace that older checkpoints do not have."""
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
 def available() -> dict[str, str]:
     """Return name -> one line about each potential that can be loaded by name."""
+    from core.potentials.mace_zoo import foundations
+
+    published = {f.name: f"MACE for {f.about}; {f.licence}" for f in foundations().values()}
     return {
         "bundled": "MACE trained by Flywise on GFN1-xTB labels of small organic molecules",
         "lennard-jones": "Lennard-Jones argon, for trying things out; lennard-jones:EPSILON:SIGMA "
         "(eV, Å) for another one",
+        **published,
     }
 
 
@@ -33,8 +39,8 @@ def load(name: str, *, dtype: str = "float32") -> TorchPotential:
     """
     if name.partition(":")[0] == "lennard-jones":
         return _lennard_jones(name, DTYPES[dtype])
-    folder = asset("models/bundled") if name == "bundled" else Path(name)
-    if name != "bundled" and not folder.exists():
+    folder = model_folder(name)
+    if not folder.exists():
         raise ModelError(
             f"There is no model {name!r}; accepted: {', '.join(available())}, or the path of a "
             "bundle folder."
@@ -66,10 +72,14 @@ def from_bundle(
     from core.potentials.mace import MacePotential
 
     potential = MacePotential(config["model"], name=name, dtype=DTYPES[dtype])
+    unfit = f"The weights of {name!r} do not fit its configuration"
     try:
-        potential.module.load_state_dict(weights, strict=True)
+        keys = potential.module.load_state_dict(weights, strict=False)
     except RuntimeError as error:
-        raise ModelError(f"The weights of {name!r} do not fit its configuration.") from error
+        raise ModelError(f"{unfit}.") from error
+    lacking = [key for key in keys.missing_keys if not key.endswith(_LATER)]
+    if lacking or keys.unexpected_keys:
+        raise ModelError(f"{unfit}: {', '.join([*lacking, *keys.unexpected_keys][:3])}.")
     return potential
 
 

@@ -10,6 +10,7 @@ import contextlib
 import io
 import os
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -19,23 +20,36 @@ from core.errors import ModelError
 from core.potentials.base import GraphBatch, TorchPotential
 from core.potentials.invariant import InvariantLayers
 
+UNGUARDED = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
+"""The variable by which parts of mace, when imported, switch torch's guard off."""
+
+
+@contextlib.contextmanager
+def guarded() -> Iterator[None]:
+    """Import parts of mace in here: quietly, and torch's guard is afterwards as it was."""
+    before = os.environ.get(UNGUARDED)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")  # absent accelerators, e3nn's own constants
+            yield
+    finally:
+        os.environ.pop(UNGUARDED, None)
+        if before is not None:
+            os.environ[UNGUARDED] = before
+
+
 torch.serialization.add_safe_globals([slice])
-_GUARD = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
-_guard = os.environ.get(_GUARD)
-with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-    warnings.simplefilter("ignore")  # optional accelerators that are absent, e3nn's own constants
-    import mace.modules  # must precede e3nn, and the guard must follow it
+with guarded():
+    import mace.modules  # must precede e3nn
     from e3nn import get_optimization_defaults, o3, set_optimization_defaults
-os.environ.pop(_GUARD, None)
-if _guard is not None:
-    os.environ[_GUARD] = _guard
 
 CLASSES = ("MACE", "ScaleShiftMACE")
 """Model classes a bundle may name."""
 
-_INTERACTIONS = mace.modules.interaction_classes
-_GATES = mace.modules.gate_dict
-_IRREPS = ("hidden_irreps", "MLP_irreps")
+INTERACTIONS = mace.modules.interaction_classes
+READOUTS = mace.modules.readout_classes
+GATES = mace.modules.gate_dict
+_IRREPS = ("hidden_irreps", "MLP_irreps", "edge_irreps")
 
 
 def default_config(
@@ -81,6 +95,9 @@ def default_config(
 class MacePotential(TorchPotential):
     """A MACE built from a plain configuration (see `default_config`).
 
+    Attributes:
+        head: of a model with several, the one in use.
+
     Raises:
         ModelError: the configuration names something unknown.
     """
@@ -95,7 +112,12 @@ class MacePotential(TorchPotential):
             raise ModelError("atomic_numbers of a bundle must ascend.")
         self.cutoff = float(config["r_max"])
         module = _build(config).to(dtype)
-        super().__init__(module, np.array(config["atomic_energies"]).reshape(-1))
+        heads = list(config.get("heads") or ["Default"])
+        self.head = str(config.get("head", "Default" if "Default" in heads else heads[-1]))
+        if self.head not in heads:
+            raise ModelError(f"There is no head {self.head!r}; the model has {', '.join(heads)}.")
+        self._head = heads.index(self.head)
+        super().__init__(module, np.atleast_2d(config["atomic_energies"])[self._head])
         self._invariant = InvariantLayers(module) if InvariantLayers.suits(module) else None
         self._channels = o3.Irreps(config["hidden_irreps"]).count(o3.Irrep(0, 1))
 
@@ -104,7 +126,7 @@ class MacePotential(TorchPotential):
         module: Any = self.module
         attrs = torch.nn.functional.one_hot(graphs.species, len(self.elements)).to(self.dtype)
         edge_index = torch.stack([graphs.senders, graphs.receivers])
-        heads = torch.zeros_like(graphs.index)
+        heads = torch.full_like(graphs.index, self._head)
         atoms = torch.arange(len(graphs.species))
         positions = graphs.positions
         vectors = positions[graphs.receivers] - positions[graphs.senders] + graphs.shifts
@@ -147,19 +169,29 @@ class MacePotential(TorchPotential):
         return layers
 
 
-def _build(config: dict[str, Any]) -> torch.nn.Module:
-    values = {k: v for k, v in config.items() if k != "class"}
+def scripted(potential: TorchPotential) -> torch.nn.Module:
+    """Return a copy of a MACE as mace itself would build it, with e3nn's TorchScript."""
+    module = _build(potential.config, script=True).to(potential.dtype)  # type: ignore[attr-defined]
+    module.load_state_dict(potential.module.state_dict(), strict=False)
+    return module
+
+
+def _build(config: dict[str, Any], *, script: bool = False) -> torch.nn.Module:
+    values = {k: v for k, v in config.items() if k not in ("class", "head")}
     if config.get("class") not in CLASSES:
         raise ModelError(f"A bundle of class {config.get('class')!r}; accepted: {CLASSES}.")
     try:
         for key in ("interaction_cls", "interaction_cls_first"):
-            values[key] = _INTERACTIONS[values[key]]
-        values["gate"] = _GATES[values["gate"]]
+            values[key] = INTERACTIONS[values[key]]
+        values["gate"] = GATES[values["gate"]]
+        if "readout_cls" in values:
+            values["readout_cls"] = READOUTS[values["readout_cls"]]
         for key in _IRREPS:
-            values[key] = o3.Irreps(values[key])
+            if values.get(key) is not None:
+                values[key] = o3.Irreps(values[key])
         values["atomic_energies"] = np.array(values["atomic_energies"], dtype=float)
         before = dict(get_optimization_defaults())
-        set_optimization_defaults(jit_script_fx=False)
+        set_optimization_defaults(jit_script_fx=script)
         try:
             return getattr(mace.modules, config["class"])(**values)
         finally:

@@ -1,0 +1,172 @@
+"""A step of molecular dynamics: Flywise against ASE with mace-torch's own MACECalculator.
+
+    flywise bench step [--systems ethanol,3BPA,waters,silicon] [--threads N]
+
+The same weights, precision, threads, thermostat and start for all, in turns within one run. The
+committee of eight is what mace-torch offers for uncertainty; its members here differ by noise on
+the weights, which costs the same as members that were trained. Flywise's bounds are those of a
+campaign with default settings: energy and all forces at every tenth step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ase
+import ase.io
+import ase.units
+import numpy as np
+import torch
+from ase.build import bulk, molecule
+from ase.md.langevin import Langevin
+from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
+from common import cell, context, machine, table
+
+from core.dynamics.integrators import Dynamics
+from core.posterior import make as make_posterior
+from core.potentials import load
+from core.potentials.base import TorchPotential
+from core.potentials.convert import convert
+from core.potentials.mace import guarded, scripted
+from core.settings import DynamicsSettings, PosteriorSettings
+from core.structures import from_atoms
+
+SHARED = Path(__file__).resolve().parents[3] / "shared"
+ROUNDS, LEAST_S, MEMBERS, STRIDE = 10, 0.4, 8, 10
+KELVIN, DT_FS, FRICTION = 300.0, 0.5, 0.01
+
+
+def waters(n: int = 4, density: float = 0.997) -> ase.Atoms:
+    """A periodic box of n³ water molecules in random orientations."""
+    rng = np.random.default_rng(1)
+    edge = (n**3 * 18.015 / 6.022e23 / density) ** (1 / 3) * 1e8
+    box = ase.Atoms(cell=[edge] * 3, pbc=True)
+    for place in np.ndindex(n, n, n):
+        one = molecule("H2O")
+        one.rotate(rng.uniform(0, 360), rng.normal(size=3), center="COM")
+        one.translate(edge / n * (np.array(place) + 0.5))
+        box += one
+    return box
+
+
+def system(name: str) -> tuple[ase.Atoms, TorchPotential]:
+    """Return atoms and the model they are simulated with."""
+    if name == "ethanol":
+        return molecule("CH3CH2OH"), load("bundled")
+    if name == "3BPA":
+        return ase.io.read(SHARED / "data" / "3bpa" / "train_300K.xyz", 0), load("bundled")
+    if name == "waters":
+        return waters(), load("bundled")
+    silicon = bulk("Si", cubic=True).repeat(2)
+    with tempfile.TemporaryDirectory() as folder:
+        convert(SHARED / "models" / "mace-si.model", Path(folder) / "si", consent=True)
+        return silicon, load(str(Path(folder) / "si"))
+
+
+def with_calculator(atoms: ase.Atoms, potential: TorchPotential, members: int) -> Callable:
+    """Return a function that makes n steps with ASE and MACECalculator."""
+    with guarded():
+        from mace.calculators import MACECalculator
+
+    models = [scripted(potential) for _ in range(members)]
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for model in models[1:]:
+            for p in model.parameters():
+                p.mul_(1 + 0.01 * torch.randn_like(p))
+    atoms = atoms.copy()
+    atoms.calc = MACECalculator(models=models, device="cpu", default_dtype="float32")
+    MaxwellBoltzmannDistribution(
+        atoms, temperature_K=KELVIN, rng=np.random.RandomState(1), force_temp=True
+    )
+    integrator = Langevin(
+        atoms, DT_FS * ase.units.fs, temperature_K=KELVIN, friction=FRICTION / ase.units.fs,
+        fixcm=False, rng=np.random.RandomState(1),
+    )  # fmt: skip
+    return integrator.run
+
+
+def with_flywise(atoms: ase.Atoms, potential: TorchPotential, *, bounds: bool) -> Callable:
+    """Return a function that makes n steps with Flywise, with or without uncertainty."""
+    structure = from_atoms(atoms)
+    settings = DynamicsSettings(
+        temperature_K=KELVIN, timestep_fs=DT_FS, friction_per_fs=FRICTION, check_every=STRIDE
+    )
+    dynamics = Dynamics(
+        structure, potential.evaluator(structure), settings, np.random.default_rng(1)
+    )
+    if not bounds:
+        return dynamics.run
+    posterior = make_posterior(potential, PosteriorSettings(), energy_tolerance=0.02)
+    state = posterior.init(np.random.default_rng(1))
+
+    def run(n: int) -> None:
+        for _ in range(n):
+            dynamics.run(1)
+            if dynamics.step % STRIDE == 0:
+                posterior.spread(state, dynamics.structure)
+
+    return run
+
+
+def measure(name: str, threads: int) -> dict[str, Any]:
+    """Return ms a step of each way, by round, all ways in turn."""
+    torch.set_num_threads(threads)
+    atoms, potential = system(name)
+    ways = {
+        "ASE + MACECalculator": with_calculator(atoms, potential, 1),
+        f"the same, committee of {MEMBERS}": with_calculator(atoms, potential, MEMBERS),
+        "Flywise": with_flywise(atoms, potential, bounds=False),
+        "Flywise with bounds": with_flywise(atoms, potential, bounds=True),
+    }
+    counts = {}
+    for way, run in ways.items():
+        run(STRIDE)
+        began = time.perf_counter()
+        run(STRIDE)
+        each = (time.perf_counter() - began) / STRIDE
+        counts[way] = STRIDE * max(1, round(LEAST_S / each / STRIDE))
+    rounds: dict[str, list[float]] = {way: [] for way in ways}
+    for k in range(ROUNDS):
+        for way in list(ways)[:: 1 if k % 2 else -1]:
+            began = time.perf_counter()
+            ways[way](counts[way])
+            rounds[way].append(1000 * (time.perf_counter() - began) / counts[way])
+    return {"atoms": len(atoms), "parameters": potential.n_parameters, "rounds": rounds}
+
+
+def main() -> None:
+    """Measure what is missing and print the table."""
+    parser = argparse.ArgumentParser(prog="flywise bench step")
+    parser.add_argument("--systems", default="ethanol,3BPA,waters,silicon")
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore")
+    rows = []
+    for name in arguments.systems.split(","):
+        found = cell(
+            "step", f"{name}-{arguments.threads}t", lambda n=name: measure(n, arguments.threads)
+        )
+        first = next(iter(found["rounds"].values()))
+        for way, times in found["rounds"].items():
+            ratios = [t / f for t, f in zip(times, first, strict=True)]
+            rows.append(
+                (
+                    f"{name}, {found['atoms']} atoms", way, statistics.median(times),
+                    statistics.median(ratios), f"{min(ratios):.2f}–{max(ratios):.2f}",
+                )
+            )  # fmt: skip
+    columns = ("system", "way", "ms a step", "times ASE + MACECalculator", "range")
+    print(table("A step of MD, 0.5 fs, Langevin, float32", columns, rows))
+    print(machine(context(threads=arguments.threads, seeds="1", rounds=ROUNDS)))
+
+
+if __name__ == "__main__":
+    main()
