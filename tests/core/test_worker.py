@@ -197,7 +197,8 @@ def kill_at_random(directory: Path, handle: WorkerHandle, times: int, victim, pa
         for pid in victim(handle):
             os.kill(pid, signal.SIGKILL)
             killed += 1
-        handle.pid  # noqa: B018 (reaps the process)
+            while handle.pid == pid:  # a process with much memory takes a moment to die
+                time.sleep(0.01)
         with CampaignReader(directory) as reader:
             state = reader.state()
         if state.phase == "paused":
