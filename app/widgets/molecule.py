@@ -51,7 +51,7 @@ def principal_view(positions: np.ndarray) -> list[float]:
     centred = positions - positions.mean(axis=0)
     if len(positions) < 3:
         return np.eye(3).ravel().tolist()
-    _, _, axes = np.linalg.svd(centred, full_matrices=True)
+    _, _, axes = np.linalg.svd(centred, full_matrices=False)
     axes[2] = np.cross(axes[0], axes[1])
     return axes.ravel().tolist()
 
