@@ -137,10 +137,14 @@ def test_frames_are_scrubbed_visited_and_left_for_the_live_one(watched, serve, r
 def test_a_click_in_a_trace_shows_the_frame_and_a_zoom_can_be_undone(watched, serve, ran):
     page = opened(watched, serve(ran))
     expect(page.locator(".energy canvas").first).to_be_visible()
-    page.wait_for_timeout(500)
     box = page.locator(".energy canvas").first.bounding_box()
-    page.mouse.click(box["x"] + 0.6 * box["width"], box["y"] + 0.5 * box["height"])
-    expect(page.locator(".said")).to_contain_text(re.compile(r"step \d{3} "))
+
+    def shown() -> bool:  # a click is lost before the server knows that the page is there
+        page.mouse.click(box["x"] + 0.6 * box["width"], box["y"] + 0.5 * box["height"])
+        page.wait_for_timeout(1000)
+        return bool(re.search(r"^step \d{3} ", page.locator(".said").inner_text()))
+
+    wait_for(shown)
     expect(button(page, "Follow")).to_be_hidden()
     page.mouse.wheel(0, -300)
     expect(button(page, "Follow")).to_be_visible()
