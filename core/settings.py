@@ -331,7 +331,7 @@ def _nearest(path: str) -> str:
 
 
 def load(path: str | Path) -> Settings:
-    """Read a settings TOML file; a relative `structure.file` is relative to it.
+    """Read a settings TOML file; a relative structure file or bundle is relative to it.
 
     Raises:
         SettingsError: missing file, malformed TOML, or fields that are not accepted.
@@ -347,6 +347,10 @@ def load(path: str | Path) -> Settings:
     file = settings.structure.file
     if file and not Path(file).is_absolute():
         settings = settings.with_value("structure.file", str((path.parent / file).resolve()))
+    model = settings.potential.model
+    named = model == "bundled" or ":" in model or model == "lennard-jones"
+    if not named and (path.parent / model).is_dir():
+        settings = settings.with_value("potential.model", str((path.parent / model).resolve()))
     return settings
 
 

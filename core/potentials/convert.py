@@ -63,7 +63,7 @@ def convert(
         UnsafeFileError: nobody agreed. ModelError: no such file, the folder is taken, it is no
             MACE, or the bundle does not give the same energies and forces.
     """
-    checkpoint, folder = Path(checkpoint), Path(folder)
+    checkpoint, folder = Path(checkpoint).absolute(), Path(folder).absolute()
     if not checkpoint.is_file():
         raise ModelError(f"There is no file {checkpoint}.")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -76,7 +76,7 @@ def convert(
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".convert-") as name:
         stage = Path(name)
-        _open_elsewhere(checkpoint.resolve(), stage, limit_s)
+        _open_elsewhere(checkpoint, stage, limit_s)
         done = _compare(stage, folder, checkpoint.name)
         for part in stage.iterdir():
             if part.name not in (bundle.CONFIG, bundle.WEIGHTS):

@@ -81,3 +81,19 @@ def test_the_charge_of_a_file_may_come_from_the_settings(tmp_path):
     assert settings.structure_of(given).charge == 1
     with pytest.raises(StructureError, match="cannot leave 0 unpaired"):
         settings.structure_of(given.with_value("structure.charge", 0))
+
+
+def test_paths_are_relative_to_the_settings_file(tmp_path):
+    for name in ("mine", "bundled", "models/other"):
+        (tmp_path / name).mkdir(parents=True)
+    text = '[structure]\nfile = "water.xyz"\n[potential]\nmodel = "{}"\n'
+    for model, meant in (
+        ("mine", str(tmp_path / "mine")),
+        ("models/other", str(tmp_path / "models" / "other")),
+        ("bundled", "bundled"),
+        ("mace-mp:small", "mace-mp:small"),
+        ("elsewhere", "elsewhere"),
+    ):
+        given = load(tmp_path, text.format(model))
+        assert given.potential.model == meant
+        assert given.structure.file == str(tmp_path / "water.xyz")

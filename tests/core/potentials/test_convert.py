@@ -107,8 +107,11 @@ def test_kinds_of_mace_survive(tmp_path, changes):
     assert np.abs(found.forces[0]).max() > 1e-3
 
 
-def test_single_precision_survives(tmp_path):
-    done = convert(checkpoint(tmp_path, torch.float32), tmp_path / "bundle", consent=True)
+def test_single_precision_survives_and_paths_may_be_relative(tmp_path, monkeypatch):
+    checkpoint(tmp_path, torch.float32)
+    monkeypatch.chdir(tmp_path)
+    done = convert("made.model", "models/bundle", consent=True)
+    assert done.folder == tmp_path / "models" / "bundle"
     assert done.force_difference < 1e-9
     assert next(load(str(done.folder)).module.parameters()).dtype == torch.float32
 
