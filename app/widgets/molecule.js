@@ -186,8 +186,17 @@ function listenOnCanvas(observer, canvas) {
   canvas.addEventListener("pointerdown", (e) => canvas.setPointerCapture(e.pointerId)); // drags may leave the canvas
 }
 
-// Fragment shaders draw the balls and sticks, and multisampling does not touch their edges; where
-// WebGL runs in software it takes a third of the time.
+// Draws at once, as NGL's requestRender does at the next frame of the page: NGL has to know that the
+// picture moved, so that it is smoothed (supersampled) when it has been still for half a second.
+function now(viewer) {
+  viewer.stats.begin();
+  viewer.isStill = false;
+  viewer.render();
+  viewer.stats.update();
+}
+
+// Where WebGL runs in software, multisampling takes a third of the time of a frame; NGL smooths the
+// picture by itself once it is still.
 function withoutMultisampling(make) {
   const prototype = HTMLCanvasElement.prototype, usual = prototype.getContext;
   prototype.getContext = function (kind, options) { return usual.call(this, kind, options && { ...options, antialias: false }); };
@@ -244,7 +253,7 @@ function solidScene(NGL, holder) {
         sticks = nSticks ? layer("bonds", new NGL.CylinderBuffer(arrays, {})) : undefined;
       } else if (nSticks) sticks.buffer.setAttributes(arrays);
       if (!fitted) { fitted = true; this.fit(s); if (s.camera) this.turn(s.camera); }
-      stage.viewer.render();
+      now(stage.viewer);
     },
     fit(s) {
       const v = s.view, m = new NGL.Matrix4();

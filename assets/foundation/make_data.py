@@ -174,7 +174,7 @@ def dimer(
 def impact(
     pool: list[tuple[Molecule, Frame]], rng: np.random.Generator
 ) -> tuple[int, np.ndarray, np.ndarray] | None:
-    """Two of the pool's frames with one atom of each 0.6-2 Å apart, all element pairs alike."""
+    """Two of the pool's frames with one atom of each close by, all element pairs alike."""
     known = np.unique(np.concatenate([f.numbers for _, f in pool]))
     pairs = list(combinations_with_replacement(known.tolist(), 2))
     wanted = pairs[int(rng.integers(len(pairs)))]
