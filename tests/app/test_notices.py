@@ -19,6 +19,7 @@ FAILED = {"queue": (query(status="failed", failure="did not converge"),)}
     [
         ({}, {"step": 20}, []),
         ({}, {"trusted": True}, ["success The first labels are learned"]),
+        ({"trusted": True}, {"trusted": True}, []),
         ({}, FAILED, ["warning No label for step 120: did not converge"]),
         (FAILED, FAILED, []),
         ({}, {"step": 5000}, ["success All 5\u202f000 steps are done"]),
