@@ -55,38 +55,54 @@ class InvariantLayers:
         Args:
             harmonics: (E, (l_max + 1)²). radial: (E, R) radial basis, cutoff included.
         """
-        slots = _Slots(graphs)
-        angular = slots.spread(harmonics)
+        slots = _Slots(graphs, harmonics)
         one_hot = torch.eye(self._n_elements, dtype=harmonics.dtype)
         table = self._embedding(one_hot)
         features, found = table, []
         for depth, layer in enumerate(self._layers):
             up, skip = layer.entering(features, graphs.species, is_table=depth == 0)
-            features = layer(up, skip, graphs, slots, angular, radial)
+            features = layer(up, skip, graphs, slots, radial)
             found.append(features)
         return found
 
 
 class _Slots:
-    """Where each edge lies in a dense (atom, neighbour) arrangement."""
+    """Sums over the neighbours of every atom; edges are sorted by receiver.
 
-    def __init__(self, graphs: GraphBatch) -> None:
-        self.n_atoms = len(graphs.species)
+    Args:
+        harmonics: (E, (l_max + 1)²), "component" normalised: degree 0 is 1.
+    """
+
+    def __init__(self, graphs: GraphBatch, harmonics: torch.Tensor) -> None:
+        self._receivers = graphs.receivers
+        self._n_atoms = len(graphs.species)
         n_edges = len(graphs.receivers)
-        counts = torch.bincount(graphs.receivers, minlength=self.n_atoms)
-        self.width = int(counts.max()) if n_edges else 0
-        self.dense = self.n_atoms * self.width == n_edges
-        if not self.dense:
+        counts = torch.bincount(graphs.receivers, minlength=self._n_atoms)
+        self._width = int(counts.max()) if n_edges else 0
+        self._dense = self._n_atoms * self._width == n_edges
+        if not self._dense:
             first = torch.cumsum(counts, 0) - counts
             place = torch.arange(n_edges) - first[graphs.receivers]
-            self.index = graphs.receivers * self.width + place
+            self._index = graphs.receivers * self._width + place
+        l_max = round(harmonics.shape[1] ** 0.5) - 1
+        degrees = harmonics.split([2 * degree + 1 for degree in range(l_max + 1)], dim=1)
+        self._harmonics = [self._spread(part).transpose(1, 2) for part in degrees[1:]]
 
-    def spread(self, values: torch.Tensor) -> torch.Tensor:
-        """Arrange (E, D), edges sorted by receiver, as (ΣN, K, D); empty places are zero."""
-        if not self.dense:
-            empty = values.new_zeros(self.n_atoms * self.width, values.shape[1])
-            values = empty.index_copy(0, self.index, values)
-        return values.view(self.n_atoms, self.width, values.shape[1])
+    def sum(self, messages: torch.Tensor) -> torch.Tensor:
+        """Sum (E, C) over the neighbours: (ΣN, 1, C)."""
+        total = messages.new_zeros(self._n_atoms, messages.shape[1])
+        return total.index_add(0, self._receivers, messages)[:, None]
+
+    def sum_with(self, degree: int, messages: torch.Tensor) -> torch.Tensor:
+        """Sum (E, C) times the harmonics of a degree from 1: (ΣN, 2 degree + 1, C)."""
+        return self._harmonics[degree - 1] @ self._spread(messages)
+
+    def _spread(self, values: torch.Tensor) -> torch.Tensor:
+        """Arrange (E, D) as (ΣN, K, D); empty places are zero."""
+        if not self._dense:
+            empty = values.new_zeros(self._n_atoms * self._width, values.shape[1])
+            values = empty.index_copy(0, self._index, values)
+        return values.view(self._n_atoms, self._width, values.shape[1])
 
 
 @dataclass
@@ -112,55 +128,147 @@ class _Layer:
         if is_table:
             skip = torch.einsum("eu,uew->ew", features, by_element)
             return up[species], skip[species]
-        all_skips = features @ by_element.reshape(n_in, n_elements * n_out)
-        skips = all_skips.view(-1, n_elements, n_out)
-        return up, skips[torch.arange(len(species)), species]
+        order = torch.argsort(species)
+        counts = torch.bincount(species, minlength=n_elements).tolist()
+        groups = zip(features[order].split(counts), by_element.unbind(1), strict=True)
+        skips = torch.cat([group @ weight for group, weight in groups if len(group)])
+        return up, skips[torch.argsort(order)]
 
     def __call__(
         self, up: torch.Tensor, skip: torch.Tensor, graphs: GraphBatch,
-        slots: _Slots, angular: torch.Tensor, radial: torch.Tensor,
+        slots: _Slots, radial: torch.Tensor,
     ) -> torch.Tensor:  # fmt: skip
         """Return the layer's features (ΣN, C)."""
-        channels = up.shape[1]
-        weights = self.interaction.conv_tp_weights(radial)
-        degrees = weights.shape[1] // channels
-        messages = weights.view(-1, degrees, channels) * up[graphs.senders][:, None]
-        spread = slots.spread(messages.reshape(-1, degrees * channels))
         linear = self.interaction.linear
+        hidden, last = _radial_network(self.interaction.conv_tp_weights, radial)
+        channels = up.shape[1]
+        senders = up.index_select(0, graphs.senders)
         scale = 1.0 / self.interaction.avg_num_neighbors
-        mixing = linear.weight.view(degrees, channels, channels)
-        summed = []
         parts = zip(
-            spread.split(channels, dim=2),
-            angular.split([2 * degree + 1 for degree in range(degrees)], dim=2),
-            mixing * scale,
+            last.split(channels, dim=1),
+            linear.weight.view(-1, channels, channels) * scale,
             linear.instructions,
             strict=True,
         )
-        for message, harmonic, weight, instruction in parts:
-            aggregated = harmonic.transpose(1, 2) @ message
-            summed.append(aggregated @ (instruction.path_weight * weight))
-        basis = torch.cat(summed, dim=1).transpose(0, 1)
-        return self.product.linear(self.contraction(basis, graphs.species)) + skip
+        summed = []
+        for degree, (weight, mixing, instruction) in enumerate(parts):
+            messages = (hidden @ weight) * senders
+            aggregated = slots.sum(messages) if degree == 0 else slots.sum_with(degree, messages)
+            summed.append(aggregated @ (instruction.path_weight * mixing))
+        return self.product.linear(self.contraction(summed, graphs.species)) + skip
+
+
+def _radial_network(network: Any, radial: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the last hidden layer (E, H) of e3nn's network, and its last weights (H, out)."""
+    *layers, last = network
+    for layer in layers:
+        radial = layer(radial)
+    return radial, last.weight / (last.h_in * last.var_in / last.var_out) ** 0.5
 
 
 class _Contraction:
     """The invariants of up to three equivariant features, each with its weight by element.
 
     mace's K paths U_k are polynomials in the features, many of them dependent. Here they are
-    written in a sparse basis V_r of the space they span: Σ_k W_k U_k = Σ_r (Σ_k m_rk W_k) V_r.
-    A cubic V_r is summed as Σ_i x_i (Σ_jl v_rijl x_j x_l).
+    written in a basis V_r of the space they span: Σ_k W_k U_k = Σ_r (Σ_k m_rk W_k) V_r.
     """
 
     def __init__(self, product: Any) -> None:
-        (self._source,) = product.symmetric_contractions.contractions
-        dtype = self._source.weights_max.dtype
-        n = len(self._source.U_tensors(1))
-        (lines, linear, mix1), (pairs, quadratic, mix2), (triples, cubic, mix3) = (
-            _sparse_basis(self._source.U_tensors(order).double()) for order in (1, 2, 3)
+        (source,) = product.symmetric_contractions.contractions
+        dtype = source.weights_max.dtype
+        paths = [source.U_tensors(order).double() for order in (3, 2, 1)]
+        kind = _Cartesian if len(paths[0]) <= 9 else _Monomials
+        self._invariants, mixes = kind.spanning(paths, dtype)
+        self._mixes = tuple(mix.to(dtype) for mix in mixes)
+        self._weights = (source.weights_max, *source.weights)
+
+    def __call__(self, basis: list[torch.Tensor], species: torch.Tensor) -> torch.Tensor:
+        """Contract the atomic basis, (ΣN, 2l + 1, C) of each degree l, to scalars (ΣN, C)."""
+        by_element = torch.cat(
+            [
+                torch.einsum("rk,ekc->erc", mix, weight)
+                for mix, weight in zip(self._mixes, self._weights, strict=True)
+            ],
+            dim=1,
         )
-        self._mixes = tuple(mix.to(dtype) for mix in (mix3, mix2, mix1))
-        self._weights = (self._source.weights_max, *self._source.weights)
+        return (self._invariants(basis) * by_element.index_select(0, species)).sum(1)
+
+
+class _Cartesian:
+    """The invariants of a scalar s, a vector v and a symmetric traceless tensor T.
+
+    s³, s v², s T:T, v·T·v, det T; s², v², T:T; s. Up to degree 1, those without T.
+    """
+
+    def __init__(self, degree: int, dtype: torch.dtype) -> None:
+        self._degree = degree
+        self._tensor = _second_rank().to(dtype)
+
+    @classmethod
+    def spanning(
+        cls, paths: list[torch.Tensor], dtype: torch.dtype
+    ) -> tuple[_Cartesian, list[torch.Tensor]]:
+        """Return the invariants and m of the cubic, quadratic and linear paths (n, …, n, K)."""
+        n = len(paths[0])
+        degree = {4: 1, 9: 2}[n]
+        generator = torch.Generator().manual_seed(1)
+        points = torch.randn(n, 100, dtype=torch.float64, generator=generator)
+        sizes = [2 * k + 1 for k in range(degree + 1)]
+        values = cls(degree, torch.float64)(list(points[None].split(sizes, dim=1)))[0]
+        mixes = []
+        for part, path in zip(values.split(_COUNTS[degree]), paths, strict=True):
+            wanted = torch.einsum("i...,ip->...p", path, points)
+            for _ in range(path.dim() - 2):
+                wanted = torch.einsum("i...p,ip->...p", wanted, points)
+            found = torch.linalg.lstsq(part.T, wanted.T)
+            error = (part.T @ found.solution - wanted.T).abs().max()
+            assert error <= _RANK_TOLERANCE * wanted.abs().max()
+            mixes.append(found.solution)
+        return cls(degree, dtype), mixes
+
+    def __call__(self, basis: list[torch.Tensor]) -> torch.Tensor:
+        """Return the invariants (A, R, C) of features (A, 2l + 1, C) of each degree."""
+        s, v = basis[:2]
+        squares = [s * s, (v * v).sum(1, keepdim=True)]
+        if self._degree == 1:
+            return torch.cat([*(s * square for square in squares), *squares, s], dim=1)
+        t = basis[2]
+        squares.append((t * t).sum(1, keepdim=True))
+        tensor = torch.matmul(self._tensor, t).view(len(t), 3, 3, -1)
+        bent = ((tensor * v[:, None]).sum(2) * v).sum(1, keepdim=True)
+        first, second, third = tensor.unbind(1)
+        volume = (torch.linalg.cross(first, second, dim=1) * third).sum(1, keepdim=True)
+        cubic = [*(s * square for square in squares), bent, volume]
+        return torch.cat([*cubic, *squares, s], dim=1)
+
+
+_COUNTS = {1: (2, 2, 1), 2: (5, 3, 1)}
+"""Cubic, quadratic and linear invariants of each degree."""
+
+
+def _second_rank() -> torch.Tensor:
+    """Return (9, 5): the symmetric traceless matrix of each component of degree 2.
+
+    In the order and for the axes of e3nn, where degree 1 is (x, y, z): xz, xy, y², yz, z² - x².
+    """
+    half, third = 0.5, 3**-0.5
+    basis = torch.zeros(5, 3, 3, dtype=torch.float64)
+    basis[0, 0, 2] = basis[0, 2, 0] = half
+    basis[1, 0, 1] = basis[1, 1, 0] = half
+    basis[2].diagonal().copy_(torch.tensor([-half, 2 * half, -half]) * third)
+    basis[3, 1, 2] = basis[3, 2, 1] = half
+    basis[4].diagonal().copy_(torch.tensor([-half, 0.0, half]))
+    return basis.view(5, 9).T.contiguous()
+
+
+class _Monomials:
+    """The invariants of features of any degree, in a sparse basis of what the paths span.
+
+    A cubic V_r is summed as Σ_i x_i (Σ_jl v_rijl x_j x_l).
+    """
+
+    def __init__(self, n: int, bases: list[Any], dtype: torch.dtype) -> None:
+        (triples, cubic), (pairs, quadratic), (lines, linear) = bases
         needed = sorted({tuple(p) for p in pairs} | {tuple(t[1:]) for t in triples})
         column = {pair: k for k, pair in enumerate(needed)}
         inner: dict[tuple[int, int], torch.Tensor] = {}
@@ -180,23 +288,26 @@ class _Contraction:
         self._linear = torch.zeros(len(linear), n, dtype=dtype)
         self._linear[:, [k for (k,) in lines]] = linear.to(dtype)
 
-    def __call__(self, basis: torch.Tensor, species: torch.Tensor) -> torch.Tensor:
-        """Contract the atomic basis (M, ΣN, C) to scalars (ΣN, C)."""
-        n, atoms, channels = basis.shape
-        flat = basis.reshape(n, atoms * channels)
+    @classmethod
+    def spanning(
+        cls, paths: list[torch.Tensor], dtype: torch.dtype
+    ) -> tuple[_Monomials, list[torch.Tensor]]:
+        """Return the invariants and m of the cubic, quadratic and linear paths (n, …, n, K)."""
+        found = [_sparse_basis(path) for path in paths]
+        bases = [(monomials, basis) for monomials, basis, _ in found]
+        return cls(len(paths[0]), bases, dtype), [mix for *_, mix in found]
+
+    def __call__(self, basis: list[torch.Tensor]) -> torch.Tensor:
+        """Return the invariants (A, R, C) of features (A, 2l + 1, C) of each degree."""
+        together = torch.cat(basis, dim=1).transpose(0, 1)
+        n, atoms, channels = together.shape
+        flat = together.reshape(n, atoms * channels)
         products = (self._first @ flat) * (self._second @ flat)
         inner = self._inner @ products
         inner, quadratic = inner.split([len(self._outer), len(inner) - len(self._outer)])
         cubic = self._collect @ (inner * (self._outer @ flat))
-        invariants = torch.cat([cubic, quadratic, self._linear @ flat])
-        by_element = torch.cat(
-            [
-                torch.einsum("rk,ekc->rec", mix, weight)
-                for mix, weight in zip(self._mixes, self._weights, strict=True)
-            ]
-        )
-        weights = by_element.index_select(1, species)
-        return (invariants.view(-1, atoms, channels) * weights).sum(0)
+        found = torch.cat([cubic, quadratic, self._linear @ flat])
+        return found.view(-1, atoms, channels).transpose(0, 1)
 
 
 def _sparse_basis(paths: torch.Tensor) -> tuple[list[list[int]], torch.Tensor, torch.Tensor]:
