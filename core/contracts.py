@@ -6,7 +6,7 @@ M members of an ensemble, D features. Energies in eV, lengths in Å, time in fs,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -170,14 +170,50 @@ class Potential(Protocol):
         """∂(E, F)/∂θ: (1 + 3N, P), energy row first; (1, P) without forces."""
         ...
 
-    def directional(
-        self, structure: Structure, directions: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return (∂E/∂θ, (P,)), and for directions (M, P): dE (M,), dF (M, N, 3)."""
+    def energy_gradient(self, structure: Structure) -> tuple[float, Array, torch.Tensor]:
+        """Energy, eV, forces (N, 3), eV/Å, and ∂E/∂θ (P,)."""
         ...
 
-    def evaluator(self, structure: Structure) -> Callable[[Array], tuple[float, Array]]:
+    def relevant(self, numbers: Array) -> torch.Tensor:
+        """Return the indices into `theta` of weights that matter to these elements, ascending."""
+        ...
+
+    def members(self) -> Members:
+        """Return an evaluator of many weight vectors at once."""
+        ...
+
+    def evaluator(self, structure: Structure) -> Evaluator:
         """Return a fast positions (N, 3) -> (energy, forces) function for MD, weights shared."""
+        ...
+
+
+class Members(Protocol):
+    """Evaluates weight vectors that are independent of those in force."""
+
+    def __call__(self, structure: Structure, thetas: torch.Tensor) -> tuple[Array, Array]:
+        """Return interaction energies (M,), eV, and forces (M, N, 3), eV/Å, of thetas (M, P)."""
+        ...
+
+    def slopes(self, structure: Structure, theta: torch.Tensor, directions: torch.Tensor) -> Array:
+        """Return ∂F/∂θ along `directions` (M, P) at `theta` (P,): (M, N, 3), eV/Å."""
+        ...
+
+
+class Evaluator(Protocol):
+    """Energy and forces of one structure, step by step.
+
+    Attributes:
+        changes: (M,) ∂E/∂θ along the directions watched, eV, at the last positions, or None.
+    """
+
+    changes: Array | None
+
+    def __call__(self, positions: Array) -> tuple[float, Array]:
+        """Return the energy, eV, and the forces (N, 3), eV/Å."""
+        ...
+
+    def watch(self, directions: torch.Tensor | None) -> None:
+        """Give `changes` from now on, along (M, K) of the `relevant` weights; stop with None."""
         ...
 
 
@@ -242,6 +278,14 @@ class Posterior(Protocol):
 
     def members(self, state: Any) -> torch.Tensor:
         """Weights of the ensemble members, (M, P)."""
+        ...
+
+    def watched(self, state: Any) -> torch.Tensor | None:
+        """Directions for `Evaluator.watch`; None if the energy is judged with the forces only."""
+        ...
+
+    def energy_sigma(self, state: Any, changes: Array) -> float:
+        """Return σ of the total energy, eV, from its `changes` along the directions watched."""
         ...
 
     def leave_one_out(self, state: Any, labels: LabelSet) -> tuple[Array, Array, Array] | None:

@@ -70,6 +70,7 @@ def new_potential(frames: list[Sample], channels: int, cutoff: float, seed: int)
         cutoff=cutoff,
         avg_num_neighbors=float(np.mean(neighbours)),
         scale=float(np.sqrt((np.clip(forces, -10, 10) ** 2).mean())),
+        pair_repulsion=True,
     )
     return MacePotential(config, name="bundled")
 
@@ -78,7 +79,7 @@ def main() -> None:
     """Parse the command line, train or export."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=60.0)
-    parser.add_argument("--channels", type=int, default=64)
+    parser.add_argument("--channels", type=int, default=96)
     parser.add_argument("--cutoff", type=float, default=4.5)
     parser.add_argument("--rate", type=float, default=5e-3)
     parser.add_argument("--threads", type=int, default=2)
@@ -128,7 +129,7 @@ def train(arguments: argparse.Namespace) -> None:
     )
     data = Dataset(potential, label_set(frames))
     test = Dataset(potential, label_set(valid[::3]))
-    loss = Loss(energy=20.0, force=10.0, per_atom=1.0, huber=0.5)
+    loss = Loss(energy=20.0, force=10.0, per_atom=1.0, huber=0.1)
     trainer = Trainer(
         potential, data, settings, loss=loss, rng=np.random.default_rng(arguments.seed)
     )

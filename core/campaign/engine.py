@@ -96,22 +96,26 @@ class Engine:
             time_limit_s=settings.labelling.time_limit_s,
         )  # fmt: skip
         posterior = make_posterior(
-            self.potential, settings.posterior, energy_tolerance=state.energy_tolerance
-        )
+            self.potential, settings.posterior, energy_tolerance=state.energy_tolerance,
+            elements=sorted(set(structure.numbers.tolist())),
+        )  # fmt: skip
         seed = settings.labelling.seed
         self.learner = Learner(self.potential, posterior, seed=seed)
         self.knowledge = self.learner.begin()
         self.learner.activate(self.knowledge)
+        self._periodic = settings.labelling.every > 0
+        self._evaluator = self.potential.evaluator(structure)
         self.dynamics = Dynamics(
-            structure, self.potential.evaluator(structure), settings.dynamics,
-            np.random.default_rng([seed, 0]),
-        )  # fmt: skip
+            structure, self._evaluator, settings.dynamics, np.random.default_rng([seed, 0])
+        )
         self.limits = Limits(speed_factor=settings.dynamics.max_speed_factor)
         self._keys: dict[int, tuple[int, int]] = {}
         self._submissions = 0
         self._arrived = time.monotonic()
         self.judged: Frame | None = None
         """The last frame that was judged, None before the first."""
+        self.suspicious = False
+        """Whether `run` stopped because the energy may be beyond its tolerance."""
 
     def close(self, wait_s: float = 0.0) -> None:
         """End the label processes."""
@@ -120,14 +124,56 @@ class Engine:
     # Dynamics
 
     def run(self, state: State, seconds: float) -> str | None:
-        """Step until `state.next_stop` or for `seconds`; return why the run broke, if it did."""
+        """Step until `state.next_stop`, or for `seconds`, or until a step looks `suspicious`.
+
+        Returns why the run broke, if it did.
+        """
         end = time.monotonic() + seconds
+        self.suspicious = False
+        limit = self._energy_limit(state)
         while self.dynamics.step < state.next_stop:
             self.dynamics.run(1)
             why = self._broken()
-            if why is not None or time.monotonic() >= end:
+            if why is not None:
                 return why
+            self.suspicious = self.sigma_energy > limit
+            if self.suspicious or time.monotonic() >= end:
+                return None
         return None
+
+    @property
+    def sigma_energy(self) -> float:
+        """σ of the energy at this moment, eV; nan before any trust, or where it is not watched."""
+        changes = self._evaluator.changes
+        if changes is None:
+            return math.nan
+        return self.learner.energy_sigma(self.knowledge, changes)
+
+    def energy_confidence(self, state: State, sigma: float) -> tuple[float, float]:
+        """Return P(|energy error| < tolerance) and the interval's half-width, eV."""
+        energy = self.knowledge.calibration.energy
+        confidence = state.settings.trust.confidence
+        within = energy.probability_within(sigma, state.energy_tolerance)
+        return within, energy.interval(sigma, confidence)
+
+    def _energy_limit(self, state: State) -> float:
+        """Return the σ of the energy, eV, beyond which a step is judged before its turn.
+
+        Where the last judged frame was flagged and nothing was learned since, the simulation is
+        where the model is known to be unsure: steps wait for their turn.
+        """
+        seen = self.judged
+        if seen is not None and seen.kind == "flagged" and seen.snapshot == self.knowledge.snapshot:
+            return math.inf
+        energy = self.knowledge.calibration.energy
+        return state.energy_tolerance / energy.interval(1.0, state.settings.trust.confidence)
+
+    def _watch(self) -> None:
+        """Let every step give the energy's uncertainty, once there is something to trust."""
+        watched = None
+        if self.knowledge.labels and not self._periodic:
+            watched = self.learner.posterior.watched(self.knowledge.posterior)
+        self._evaluator.watch(watched)
 
     def _broken(self) -> str | None:
         d = self.dynamics
@@ -284,6 +330,7 @@ class Engine:
 
     def _accept(self, candidate: Update, learned: tuple[int, ...]) -> Outcome:
         self.knowledge = candidate.knowledge
+        self._watch()
         self.dynamics.refresh()
         number = self.knowledge.snapshot
         path = _snapshot_path(number)
@@ -324,6 +371,7 @@ class Engine:
         self.knowledge = replace(
             restored, calibration=calibration_from_dict(json.loads(calibration))
         )
+        self._watch()
         found = self.potential.weights_hash()
         if found != snapshot.weights:
             raise CampaignError(

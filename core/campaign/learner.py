@@ -110,11 +110,19 @@ class Learner:
         The offset's variance joins `sigma_energy`, unless the posterior has a bias that holds it.
         """
         spread: Spread = self.posterior.spread(knowledge.posterior, structure)
-        energy = spread.energy + knowledge.offset.value
+        sigma = self._with_offset(knowledge, spread.sigma_energy)
+        return replace(spread, energy=spread.energy + knowledge.offset.value, sigma_energy=sigma)
+
+    def energy_sigma(self, knowledge: Knowledge, changes: np.ndarray) -> float:
+        """Return σ of the energy as `judge` does, from what the evaluator watched, eV."""
+        return self._with_offset(
+            knowledge, self.posterior.energy_sigma(knowledge.posterior, changes)
+        )
+
+    def _with_offset(self, knowledge: Knowledge, sigma: float) -> float:
         if not knowledge.labels or _has_bias(knowledge.posterior):
-            return replace(spread, energy=energy)
-        sigma = math.hypot(spread.sigma_energy, math.sqrt(knowledge.offset.variance))
-        return replace(spread, energy=energy, sigma_energy=sigma)
+            return sigma
+        return math.hypot(sigma, math.sqrt(knowledge.offset.variance))
 
     def assess(self, knowledge: Knowledge, spread: Spread, state: State) -> Assessment:
         """Compare a judged frame with the tolerances in force."""

@@ -183,6 +183,8 @@ class Runner:
         step = engine.dynamics.step
         if why is not None:
             self.apply(ev.Broken(step=step, reason=why))
+        elif engine.suspicious:
+            self._check()
         elif step < state.next_stop:
             self._publish()
         elif step % state.stride and step < state.steps_total:
@@ -303,13 +305,18 @@ class Runner:
     # The screen
 
     def _publish(self, *, force: bool = False) -> None:
-        d, seen = self.engine.dynamics, self.engine.judged
+        engine, seen = self.engine, self.engine.judged
+        d, sigma = engine.dynamics, engine.sigma_energy
         unknown = np.full(len(d.positions), np.nan)
+        probability = seen.probability if seen else np.nan
+        bound = seen.energy_bound if seen else np.nan
+        if np.isfinite(sigma):
+            probability, bound = engine.energy_confidence(self.state, sigma)
+        elif seen:
+            sigma = seen.sigma_energy
         frame = LiveFrame(
-            step=d.step, time=d.time_fs, energy=self.engine.energy, temperature=d.temperature_K,
-            sigma_energy=seen.sigma_energy if seen else np.nan,
-            probability=seen.probability if seen else np.nan,
-            energy_bound=seen.energy_bound if seen else np.nan,
+            step=d.step, time=d.time_fs, energy=engine.energy, temperature=d.temperature_K,
+            sigma_energy=sigma, probability=probability, energy_bound=bound,
             force_bound=seen.force_bound if seen else np.nan,
             steps_per_s=self._steps_per_s(), phase=self.state.phase, trusted=self.state.trusted,
             positions=d.positions, sigma_atoms=seen.sigma_atoms if seen else unknown,

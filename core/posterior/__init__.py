@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from core.contracts import Posterior, Potential
 from core.posterior.linearised import Linearised
 from core.posterior.sghmc import Schedule, Sghmc
@@ -11,11 +13,13 @@ __all__ = ["make"]
 
 
 def make(
-    potential: Potential, settings: PosteriorSettings, *, energy_tolerance: float
-) -> Posterior:
+    potential: Potential, settings: PosteriorSettings, *, energy_tolerance: float,
+    elements: Sequence[int] | None = None,
+) -> Posterior:  # fmt: skip
     """Return the posterior the settings ask for, centred on the weights now in force.
 
-    `energy_tolerance` (eV) sets the energy noise of `sghmc`, as published.
+    `energy_tolerance` (eV) sets the energy noise of `sghmc`, as published; `elements` are the
+    atomic numbers of all structures to come, by default all the potential knows.
     """
     if settings.kind == "sghmc":
         return Sghmc(
@@ -31,6 +35,7 @@ def make(
         )
     return Linearised(
         potential,
+        elements=elements,
         prior_std=settings.prior_std,
         noise_energy=settings.noise_energy,
         noise_force=settings.noise_force,

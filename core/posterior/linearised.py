@@ -108,10 +108,10 @@ class State:
 
     Attributes:
         theta: (P,) mean weights. bias: mean of the constant energy bias, eV.
-        rows: R rows of all labels, P + 1 wide, last column the bias in units of s.
+        rows: R rows of all labels, K + 1 wide: the weights in use, and the bias in units of s.
         gram: (R, R) J Jᵀ, float64. noise: (R,) standard deviations, eV and eV/Å.
         factor: (R, R) Cholesky factor of K/s², float64.
-        directions: (M, P + 1) posterior samples of θ - θ*.
+        directions: (M, K + 1) posterior samples of θ - θ*.
         n_labels: labels taken in. seed: of the draw of the directions.
     """
 
@@ -130,7 +130,9 @@ class Linearised:
     """Algorithm object; see `core.contracts.Posterior`.
 
     Args:
-        prior_std: s of every weight. noise_energy, noise_force: label noise (eV, eV/Å), model
+        elements: atomic numbers of all structures to come; rows and members leave out the weights
+            that matter to others only, about which labels say nothing. prior_std: s of every
+            weight. noise_energy, noise_force: label noise (eV, eV/Å), model
             discrepancy included. bias_std: prior spread of the energy bias, eV. max_iterations:
             steps of the mean for each update, fewer once a step improves the log posterior by
             less than this fraction (`stop_gain`).
@@ -140,6 +142,7 @@ class Linearised:
         self,
         potential: Potential,
         *,
+        elements: Sequence[int] | None = None,
         prior_std: float,
         noise_energy: float,
         noise_force: float,
@@ -153,7 +156,9 @@ class Linearised:
         self.members_count, self.bias_std = members, bias_std
         self.max_iterations, self.stop_gain = max_iterations, stop_gain
         self.prior_theta = potential.get_theta()
-        self._width = potential.n_parameters + 1
+        self._members = potential.members()
+        self._columns = potential.relevant(np.array(elements or potential.elements))
+        self._width = len(self._columns) + 1
 
     # ------------------------------------------------------------------ contract
 
@@ -192,21 +197,35 @@ class Linearised:
 
     def spread(self, state: State, structure: Structure) -> Spread:
         """Mean and standard deviations for one structure; the mean weights must be active."""
-        prediction = self.potential.predict([structure])
-        assert prediction.forces is not None
+        mean, forces, gradient = self.potential.energy_gradient(structure)
         n = min(FORCE_MEMBERS, len(state.directions))
-        gradient, _, force = self.potential.directional(structure, state.directions[:n, :-1])
-        energy = state.directions[:, :-1] @ gradient + state.directions[:, -1] * self._bias_unit
+        changes = state.directions[:, :-1] @ gradient[self._columns]
+        slopes = self._members.slopes(structure, state.theta, self._full(state.directions[:n, :-1]))
         return Spread(
-            energy=float(prediction.energies[0]) + state.bias,
-            forces=prediction.forces[0],
-            sigma_energy=float(energy.double().pow(2).mean().sqrt()),
-            sigma_forces=force.double().pow(2).sum(-1).mean(0).sqrt().numpy(),
+            energy=mean + state.bias,
+            forces=forces,
+            sigma_energy=self.energy_sigma(state, changes.numpy()),
+            sigma_forces=np.sqrt((slopes**2).sum(-1).mean(0)),
         )
+
+    def watched(self, state: State) -> torch.Tensor:
+        """Directions for `Evaluator.watch`; the standard deviation follows by `energy_sigma`."""
+        return state.directions[:, :-1].contiguous()
+
+    def energy_sigma(self, state: State, changes: np.ndarray) -> float:
+        """Return σ of the total energy, eV, from its `changes` (M,) along the directions."""
+        energy = changes + state.directions[:, -1].double().numpy() * self._bias_unit
+        return float(np.sqrt((energy.astype(float) ** 2).mean()))
 
     def members(self, state: State) -> torch.Tensor:
         """Weights of the ensemble members, (M, P)."""
-        return state.theta + state.directions[:, :-1]
+        return state.theta + self._full(state.directions[:, :-1])
+
+    def _full(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Return (M, K) of the weights in use as (M, P)."""
+        whole = vectors.new_zeros(len(vectors), self.potential.n_parameters)
+        whole[:, self._columns] = vectors
+        return whole
 
     # ------------------------------------------------------------------ rows
 
@@ -247,8 +266,8 @@ class Linearised:
         return replace(state, rows=rows, gram=gram, noise=noise, factor=factor)
 
     def _rows_of(self, structure: Structure) -> torch.Tensor:
-        """∂(E, F)/∂(θ, bias) of one structure, (1 + 3N, P + 1)."""
-        rows = self.potential.rows(structure)
+        """∂(E, F)/∂(θ, bias) of one structure, (1 + 3N, K + 1)."""
+        rows = self.potential.rows(structure)[:, self._columns]
         bias = torch.zeros(len(rows), 1, dtype=rows.dtype)
         bias[0] = self._bias_unit
         return torch.cat([rows, bias], dim=1)
@@ -298,7 +317,8 @@ class Linearised:
 
     def _moved(self, state: State, step: torch.Tensor) -> State:
         bias = state.bias + float(step[-1]) * self._bias_unit
-        return replace(state, theta=state.theta + step[:-1], bias=bias)
+        theta = state.theta.index_add(0, self._columns, step[:-1])
+        return replace(state, theta=theta, bias=bias)
 
     def _objective(self, state: State, residual: torch.Tensor) -> float:
         """½ Σ (r/σ)² + ½ |θ - θ₀|²/s² + ½ bias²/bias_std²."""
@@ -308,12 +328,12 @@ class Linearised:
 
     def _deviation(self, state: State) -> torch.Tensor:
         bias = torch.tensor([state.bias / self._bias_unit], dtype=state.theta.dtype)
-        return torch.cat([state.theta - self.prior_theta, bias])
+        return torch.cat([(state.theta - self.prior_theta)[self._columns], bias])
 
     # ------------------------------------------------------------------ uncertainty
 
     def _drawn(self, state: State, seed: int) -> State:
-        """Draw θ - θ* by Matheron's rule: s ξ - s² Jᵀ K⁻¹ (J s ξ + ε), (M, P + 1)."""
+        """Draw θ - θ* by Matheron's rule: s ξ - s² Jᵀ K⁻¹ (J s ξ + ε), (M, K + 1)."""
         rng = np.random.default_rng(seed)
         shape = (self.members_count, self._width)
         directions = torch.as_tensor(rng.standard_normal(shape, dtype=np.float32))
@@ -386,8 +406,9 @@ class Linearised:
             state = self._taken(state, {k: labels.structures[k] for k in group})
         state = replace(state, n_labels=len(labels))
         seed = int(tensors["seed"][0])
-        if "directions" in tensors:
-            return replace(state, directions=tensors["directions"], seed=seed)
+        known = tensors.get("directions")
+        if known is not None and known.shape[1] == self._width:
+            return replace(state, directions=known, seed=seed)
         return self._drawn(state, seed)
 
 

@@ -245,6 +245,14 @@ class Sghmc:
         """Weights of the chains, (M, P)."""
         return state.theta
 
+    def watched(self, state: State) -> None:
+        """Not available: the members' energies are not linear in their weights."""
+        return None
+
+    def energy_sigma(self, state: State, changes: np.ndarray) -> float:
+        """Nothing is watched, so there is nothing to judge by."""
+        return math.nan
+
     def leave_one_out(self, state: State, labels: LabelSet) -> None:
         """Not available without resampling once per label."""
         return None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -19,6 +19,7 @@ import torch
 
 from core.contracts import Prediction
 from core.errors import ModelError
+from core.potentials.members import Members
 from core.potentials.neighbours import Edges, SkinList, neighbour_list
 from core.structures import Structure
 
@@ -47,6 +48,28 @@ class GraphBatch:
         """S."""
         return len(self.n_atoms)
 
+    @property
+    def vectors(self) -> torch.Tensor:
+        """(E, 3) from sender to receiver, Å."""
+        ends = self.positions.index_select(0, self.receivers)
+        return ends - self.positions.index_select(0, self.senders) + self.shifts
+
+    def repeated(self, times: int) -> GraphBatch:
+        """Return a batch of each structure `times` over, all structures in turn."""
+        n_atoms, n_edges = len(self.species), len(self.senders)
+        by_atom = torch.arange(times).repeat_interleave(n_atoms)
+        by_edge = n_atoms * torch.arange(times).repeat_interleave(n_edges)
+        return GraphBatch(
+            species=self.species.repeat(times),
+            positions=self.positions.repeat(times, 1),
+            senders=self.senders.repeat(times) + by_edge,
+            receivers=self.receivers.repeat(times) + by_edge,
+            shifts=self.shifts.repeat(times, 1),
+            index=self.index.repeat(times) + self.n_structures * by_atom,
+            n_atoms=self.n_atoms * times,
+            isolated=np.tile(self.isolated, times),
+        )
+
     @cached_property
     def offsets(self) -> torch.Tensor:
         """(S + 1,) first atom of each structure."""
@@ -68,8 +91,21 @@ class TorchPotential(ABC):
         self.n_parameters = sum(p.numel() for p in self._parameters)
 
     @abstractmethod
+    def geometry(self, graphs: GraphBatch) -> tuple[torch.Tensor, ...]:
+        """Return what follows from the positions alone, each (E, …) or (ΣN, …)."""
+
+    @abstractmethod
+    def atomic(
+        self, graphs: GraphBatch, *geometry: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return interaction energy (ΣN,) and invariant features (ΣN, D) of every atom.
+
+        Of `graphs`, the positions are not used; the weights are read from `module` only.
+        """
+
     def node_energies(self, graphs: GraphBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """Return interaction energy (ΣN,) and invariant features (ΣN, D) of every atom."""
+        return self.atomic(graphs, *self.geometry(graphs))
 
     def parameters(self) -> list[torch.nn.Parameter]:
         """Trainable tensors in the order of `theta`."""
@@ -233,46 +269,78 @@ class TorchPotential(ABC):
             out[:, start : start + width] = g.reshape(len(out), width)
             start += width
 
-    def directional(
-        self, structure: Structure, directions: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return ∂E/∂θ (P,), and along `directions` (M, P): dE (M,) and dF (M, N, 3)."""
+    def energy_gradient(self, structure: Structure) -> tuple[float, np.ndarray, torch.Tensor]:
+        """Return energy, eV, forces (N, 3), eV/Å, and ∂E/∂θ (P,) from one backward pass."""
         graphs = self.graphs([structure])
+        energy, slope, gradient = self._derivatives(graphs)
+        return energy, -slope.numpy().astype(float), gradient
+
+    def _derivatives(self, graphs: GraphBatch) -> tuple[float, torch.Tensor, torch.Tensor]:
         graphs.positions.requires_grad_(True)
         energy, _ = self.energies(graphs)
-        grads = torch.autograd.grad(
-            energy.sum(), self._parameters, create_graph=True, materialize_grads=True
+        slope, *gradients = torch.autograd.grad(
+            energy.sum(), [graphs.positions, *self._parameters], materialize_grads=True
         )
-        gradient = torch.cat([g.reshape(-1) for g in grads])
-        change = directions @ gradient
-        (slope,) = torch.autograd.grad(
-            change, graphs.positions, torch.eye(len(change), dtype=self.dtype),
-            is_grads_batched=True,
-        )  # fmt: skip
-        return gradient.detach(), change.detach(), -slope
+        total = float(energy.detach().sum()) + float(graphs.isolated.sum())
+        return total, slope, torch.cat([g.reshape(-1) for g in gradients])
 
-    def evaluator(
-        self, structure: Structure, *, skin: float = 0.5
-    ) -> Callable[[np.ndarray], tuple[float, np.ndarray]]:
-        """Return positions (N, 3) -> (energy eV, forces eV/Å) for MD; shares the weights.
+    def relevant(self, numbers: np.ndarray) -> torch.Tensor:
+        """Return the indices into `theta` of weights that matter to these elements, ascending."""
+        return torch.arange(self.n_parameters)
 
-        The neighbour list reaches `skin` Å beyond the cutoff and is rebuilt when an atom has
-        moved by half of it; edges beyond the cutoff contribute exactly nothing.
+    def members(self) -> Members:
+        """Return an evaluator of many weight vectors at once."""
+        return Members(self)
+
+    def evaluator(self, structure: Structure, *, skin: float = 0.5) -> Evaluator:
+        """Return positions (N, 3) -> (energy eV, forces eV/Å) for MD; shares the weights."""
+        return Evaluator(self, structure, skin=skin)
+
+
+class Evaluator:
+    """Energy and forces of one structure, step by step.
+
+    The neighbour list reaches `skin` Å beyond the cutoff and is rebuilt when an atom has moved by
+    half of it; edges beyond the cutoff contribute exactly nothing.
+
+    Attributes:
+        changes: (M,) ∂E/∂θ along the directions given to `watch`, eV, at the last positions; it
+            takes the same backward pass as the forces. None while nothing is watched.
+    """
+
+    def __init__(self, potential: TorchPotential, structure: Structure, *, skin: float) -> None:
+        self._potential = potential
+        self._neighbours = SkinList(structure, potential.cutoff, skin)
+        edges = self._neighbours.edges(structure.positions)
+        self._graphs = potential.collate([structure], [edges])
+        self._directions: torch.Tensor | None = None
+        self._columns = potential.relevant(structure.numbers)
+        self.changes: np.ndarray | None = None
+
+    def watch(self, directions: torch.Tensor | None) -> None:
+        """From now on give `changes` along `directions`; stop with None.
+
+        Args:
+            directions: (M, K), of the `relevant` weights only.
         """
-        neighbours = SkinList(structure, self.cutoff, skin)
-        graphs = self.collate([structure], [neighbours.edges(structure.positions)])
+        self.changes = None
+        self._directions = directions
 
-        def evaluate(positions: np.ndarray) -> tuple[float, np.ndarray]:
-            edges = neighbours.edges(positions)
-            if neighbours.rebuilt:
-                graphs.senders = torch.as_tensor(edges.senders)
-                graphs.receivers = torch.as_tensor(edges.receivers)
-                graphs.shifts = torch.as_tensor(edges.shifts, dtype=self.dtype)
-            graphs.positions = torch.as_tensor(positions, dtype=self.dtype)
-            energy, force = self.energy_and_forces(graphs)
+    def __call__(self, positions: np.ndarray) -> tuple[float, np.ndarray]:
+        """Return the energy, eV, and the forces (N, 3), eV/Å."""
+        graphs = self._graphs
+        edges = self._neighbours.edges(positions)
+        if self._neighbours.rebuilt:
+            graphs.senders = torch.as_tensor(edges.senders)
+            graphs.receivers = torch.as_tensor(edges.receivers)
+            graphs.shifts = torch.as_tensor(edges.shifts, dtype=self._potential.dtype)
+        graphs.positions = torch.as_tensor(positions, dtype=self._potential.dtype)
+        if self._directions is None:
+            energy, force = self._potential.energy_and_forces(graphs)
             return float(energy.detach()) + float(graphs.isolated[0]), force.numpy().astype(float)
-
-        return evaluate
+        total, slope, gradient = self._potential._derivatives(graphs)
+        self.changes = (self._directions @ gradient[self._columns]).double().numpy()
+        return total, -slope.numpy().astype(float)
 
 
 def _split(values: torch.Tensor, sizes: tuple[int, ...]) -> tuple[np.ndarray, ...]:

@@ -47,6 +47,16 @@ class InvariantLayers:
             for interaction, product in zip(module.interactions, module.products, strict=True)
         )
 
+    @staticmethod
+    def element_shape(name: str, weight: torch.Tensor, n: int) -> tuple[int, int, int] | None:
+        """Return (a, n, b) of a weight whose entries each belong to one of n elements."""
+        if "skip_tp" in name:
+            c = round((weight.numel() // n) ** 0.5)
+            return c, n, c
+        if "node_embedding" in name or ".contractions." in name:
+            return 1, n, weight.numel() // n
+        return None
+
     def __call__(
         self, graphs: GraphBatch, harmonics: torch.Tensor, radial: torch.Tensor
     ) -> list[torch.Tensor]:
@@ -178,16 +188,18 @@ class _Contraction:
         dtype = source.weights_max.dtype
         paths = [source.U_tensors(order).double() for order in (3, 2, 1)]
         kind = _Cartesian if len(paths[0]) <= 9 else _Monomials
+        self._invariants: _Cartesian | _Monomials
         self._invariants, mixes = kind.spanning(paths, dtype)
         self._mixes = tuple(mix.to(dtype) for mix in mixes)
-        self._weights = (source.weights_max, *source.weights)
+        self._source = source
 
     def __call__(self, basis: list[torch.Tensor], species: torch.Tensor) -> torch.Tensor:
         """Contract the atomic basis, (ΣN, 2l + 1, C) of each degree l, to scalars (ΣN, C)."""
+        weights = (self._source.weights_max, *self._source.weights)
         by_element = torch.cat(
             [
                 torch.einsum("rk,ekc->erc", mix, weight)
-                for mix, weight in zip(self._mixes, self._weights, strict=True)
+                for mix, weight in zip(self._mixes, weights, strict=True)
             ],
             dim=1,
         )

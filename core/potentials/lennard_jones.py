@@ -37,11 +37,16 @@ class LennardJones(TorchPotential):
         self.cutoff = cutoff
         super().__init__(_Parameters(len(elements), epsilon, sigma, dtype), np.zeros(len(elements)))
 
-    def node_energies(self, graphs: GraphBatch) -> tuple[torch.Tensor, torch.Tensor]:
+    def geometry(self, graphs: GraphBatch) -> tuple[torch.Tensor, ...]:
+        """Return the distances (E,)."""
+        return (graphs.vectors.pow(2).sum(-1).sqrt(),)
+
+    def atomic(
+        self, graphs: GraphBatch, *geometry: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return half of each pair's energy at its sender (ΣN,), and itself as feature (ΣN, 1)."""
         i, j = graphs.senders, graphs.receivers
-        vectors = graphs.positions[j] + graphs.shifts - graphs.positions[i]
-        r = vectors.pow(2).sum(-1).sqrt()
+        (r,) = geometry
         x = (r / self.cutoff).clamp(max=1.0)
         smooth = (1 - x**2) ** 3
         log_epsilon, log_sigma = self.module.parameters()
@@ -49,5 +54,5 @@ class LennardJones(TorchPotential):
         sigma = 0.5 * (log_sigma[graphs.species[i]].exp() + log_sigma[graphs.species[j]].exp())
         s6 = (sigma / r) ** 6
         pair = 0.5 * 4 * epsilon * (s6 * s6 - s6) * smooth
-        nodes = torch.zeros(len(graphs.positions), dtype=self.dtype).index_add(0, i, pair)
+        nodes = torch.zeros(len(graphs.species), dtype=self.dtype).index_add(0, i, pair)
         return nodes, nodes[:, None]

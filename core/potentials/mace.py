@@ -121,26 +121,35 @@ class MacePotential(TorchPotential):
         self._invariant = InvariantLayers(module) if InvariantLayers.suits(module) else None
         self._channels = o3.Irreps(config["hidden_irreps"]).count(o3.Irrep(0, 1))
 
-    def node_energies(self, graphs: GraphBatch) -> tuple[torch.Tensor, torch.Tensor]:
+    def geometry(self, graphs: GraphBatch) -> tuple[torch.Tensor, ...]:
+        """Return harmonics, radial basis, and where the model has them repulsion and cutoff."""
+        module: Any = self.module
+        attrs, edge_index = self._attributes(graphs)
+        vectors = graphs.vectors
+        lengths = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
+        harmonics = module.spherical_harmonics(vectors)
+        numbers = module.atomic_numbers
+        radial, cutoff = module.radial_embedding(lengths, attrs, edge_index, numbers)
+        found = [harmonics, radial]
+        if hasattr(module, "pair_repulsion"):
+            found.append(module.pair_repulsion_fn(lengths, attrs, edge_index, numbers))
+        return (*found, cutoff) if cutoff is not None else tuple(found)
+
+    def atomic(
+        self, graphs: GraphBatch, *geometry: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return interaction energies (ΣN,) and the scalar features of all layers (ΣN, D)."""
         module: Any = self.module
-        attrs = torch.nn.functional.one_hot(graphs.species, len(self.elements)).to(self.dtype)
-        edge_index = torch.stack([graphs.senders, graphs.receivers])
-        heads = torch.full_like(graphs.index, self._head)
+        harmonics, radial, *others = geometry
         atoms = torch.arange(len(graphs.species))
-        positions = graphs.positions
-        vectors = positions[graphs.receivers] - positions[graphs.senders] + graphs.shifts
-        lengths = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
-        edge_attrs = module.spherical_harmonics(vectors)
-        numbers = module.atomic_numbers
-        edge_feats, cutoff = module.radial_embedding(lengths, attrs, edge_index, numbers)
+        heads = torch.full_like(graphs.index, self._head)
         energy = torch.zeros(len(atoms), dtype=self.dtype)
         if hasattr(module, "pair_repulsion"):
-            energy = module.pair_repulsion_fn(lengths, attrs, edge_index, numbers)
-        if self._invariant is not None and cutoff is None:
-            layers = self._invariant(graphs, edge_attrs, edge_feats)
+            energy = others.pop(0)
+        if self._invariant is not None and not others:
+            layers = self._invariant(graphs, harmonics, radial)
         else:
-            layers = self._equivariant(graphs, attrs, edge_index, edge_attrs, edge_feats, cutoff)
+            layers = self._equivariant(graphs, harmonics, radial, others[0] if others else None)
         scalars = [layer[:, : self._channels] for layer in layers]
         for i, readout in enumerate(module.readouts):
             layer = layers[-1 if len(module.readouts) == 1 else i]
@@ -149,12 +158,33 @@ class MacePotential(TorchPotential):
             energy = module.scale_shift(energy, heads)
         return energy, torch.cat(scalars, dim=-1)
 
+    def relevant(self, numbers: np.ndarray) -> torch.Tensor:
+        """Return the indices into `theta` of weights that matter to these elements, ascending."""
+        present = np.isin(self.elements, numbers)
+        masks = []
+        for name, p in self.module.named_parameters():
+            if not p.requires_grad:
+                continue
+            mask = np.ones(p.numel(), dtype=bool)
+            if self._invariant is not None:
+                shape = InvariantLayers.element_shape(name, p, len(present))
+                if shape is not None:
+                    mask = np.broadcast_to(present[:, None], shape).reshape(-1)
+            masks.append(mask)
+        return torch.as_tensor(np.concatenate(masks)).nonzero()[:, 0]
+
+    def _attributes(self, graphs: GraphBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the elements one-hot (ΣN, elements) and the edge index (2, E)."""
+        attrs = torch.nn.functional.one_hot(graphs.species, len(self.elements)).to(self.dtype)
+        return attrs, torch.stack([graphs.senders, graphs.receivers])
+
     def _equivariant(
-        self, graphs: GraphBatch, attrs: torch.Tensor, edge_index: torch.Tensor,
-        edge_attrs: torch.Tensor, edge_feats: torch.Tensor, cutoff: torch.Tensor | None,
+        self, graphs: GraphBatch, edge_attrs: torch.Tensor, edge_feats: torch.Tensor,
+        cutoff: torch.Tensor | None,
     ) -> list[torch.Tensor]:  # fmt: skip
         """Return the features of each layer by mace's own layers."""
         module: Any = self.module
+        attrs, edge_index = self._attributes(graphs)
         feats = module.node_embedding(attrs)
         layers = []
         for i, (interaction, product) in enumerate(

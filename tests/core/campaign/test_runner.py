@@ -89,6 +89,41 @@ def test_old_snapshots_keep_their_weights_only(prepared):
     assert whole == [False] * (len(paths) - WHOLE_SNAPSHOTS) + [True] * WHOLE_SNAPSHOTS
 
 
+def test_a_step_between_checks_is_judged_where_the_energy_may_be_off(prepared, monkeypatch):
+    runner = Runner(prepared(dynamics__check_every=50, trust__force_tolerance="none"))
+    runner.open()
+    runner.apply(ev.Start())
+    runner.run(lambda state: state.trusted)
+    at, sigma, engine = runner.state.step, Engine.sigma_energy.fget, runner.engine
+    rises = [float("inf") if k == 7 else 0.0 for k in range(1000)]
+    seen = []
+
+    def watched(self):
+        seen.append(sigma(self))
+        return max(sigma(self), rises[self.dynamics.step - at]) if self.dynamics.step > at else 0.0
+
+    monkeypatch.setattr(Engine, "sigma_energy", property(watched))
+    monkeypatch.setattr(runner, "_publish", lambda **_: None)
+    runner.run(lambda state: state.step > at)
+    assert runner.state.step == at + 7 and engine.suspicious
+    assert np.isfinite(seen).all() and min(seen) > 0
+    judged = engine.judged
+    assert judged.step == at + 7
+    monkeypatch.undo()
+    assert engine.sigma_energy == pytest.approx(judged.sigma_energy, rel=1e-5)
+    runner.close()
+
+
+def test_a_campaign_with_a_fixed_period_watches_nothing(prepared):
+    runner = Runner(prepared(labelling__every=10, dynamics__check_every=10))
+    runner.open()
+    runner.apply(ev.Start())
+    runner.run(lambda state: state.trusted and state.step > 60)
+    assert np.isnan(runner.engine.sigma_energy)
+    assert all(q.step % 10 == 0 for q in runner.state.queue)
+    runner.close()
+
+
 def test_frames_before_trust_are_marked(finished):
     columns = trajectory(finished)
     assert set(columns["kind"][columns["step"] <= 30]) == {"untrusted"}

@@ -80,13 +80,94 @@ def test_rows_equal_finite_differences_in_the_weights(potential, molecule):
     np.testing.assert_allclose(rows[:, index], numeric, rtol=1e-5, atol=1e-6)
 
 
-def test_directional_derivatives_are_the_rows_times_the_directions(potential, molecule):
+def test_slopes_along_directions_are_the_force_rows_times_them(potential, molecule):
     rows = potential.rows(molecule)
-    directions = torch.randn(3, potential.n_parameters, dtype=potential.dtype)
-    gradient, energy, forces = potential.directional(molecule, directions)
-    torch.testing.assert_close(gradient, rows[0])
-    torch.testing.assert_close(energy, directions @ rows[0])
-    torch.testing.assert_close(forces.reshape(3, -1), directions @ rows[1:].T)
+    directions = 0.02 * torch.randn(3, potential.n_parameters, dtype=potential.dtype)
+    slopes = potential.members().slopes(molecule, potential.get_theta(), directions)
+    np.testing.assert_allclose(slopes.reshape(3, -1), directions @ rows[1:].T, rtol=1e-3, atol=1e-3)
+
+
+def test_the_energy_gradient_is_the_energy_row(potential, molecule):
+    energy, forces, gradient = potential.energy_gradient(molecule)
+    out = potential.predict([molecule])
+    assert energy == pytest.approx(out.energies[0])
+    np.testing.assert_allclose(forces, out.forces[0], atol=1e-12)
+    torch.testing.assert_close(gradient, potential.rows(molecule)[0])
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_members_in_stacks_agree_with_each_weight_vector_put_in_force(
+    potential, molecule, size, monkeypatch
+):
+    members, theta = potential.members(), potential.get_theta()
+    monkeypatch.setattr(members, "_measured", lambda *_: size)
+    thetas = theta + 0.05 * torch.randn(5, len(theta), dtype=theta.dtype)
+    energies, forces = members(molecule, thetas)
+    assert members.stack == size
+    for k in range(5):
+        potential.set_theta(thetas[k])
+        alone = potential.predict([molecule])
+        energy = alone.energies[0] - potential.isolated_energy(molecule)
+        assert energies[k] == pytest.approx(energy, rel=1e-9)
+        np.testing.assert_allclose(forces[k], alone.forces[0], rtol=1e-8, atol=1e-10)
+        assert np.abs(forces[k]).max() > 1e-3  # a custom derivative under vmap can lose them
+    assert np.abs(forces[0] - forces[1]).max() > 1e-4
+
+
+def test_forces_of_members_are_the_derivative_of_their_mean_energy(potential, molecule):
+    members, theta, h = potential.members(), potential.get_theta(), 1e-5
+    thetas = theta + 0.05 * torch.randn(4, len(theta), dtype=theta.dtype)
+    _, forces = members(molecule, thetas)
+    step = np.zeros_like(molecule.positions)
+    step[2, 1] = h
+    ahead, behind = (
+        members(molecule.moved(molecule.positions + s * step), thetas)[0] for s in (1, -1)
+    )
+    assert forces.mean(0)[2, 1] == pytest.approx(-(ahead - behind).mean() / (2 * h), abs=1e-6)
+
+
+def test_the_stack_is_measured_again_when_threads_or_edges_change(potential, molecule, monkeypatch):
+    members, asked = potential.members(), []
+    monkeypatch.setattr(members, "_measured", lambda *_: asked.append(1) or 2)
+    thetas = potential.get_theta().repeat(4, 1)
+    members(molecule, thetas)
+    members(molecule, thetas)
+    assert len(asked) == 1
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    members(molecule, thetas)
+    assert len(asked) == 2
+    far = molecule.moved(molecule.positions * 2.5)
+    members(far, thetas)
+    assert len(asked) == 3
+
+
+def test_only_relevant_weights_change_what_is_predicted(potential, molecule):
+    some = molecule.numbers[:2]
+    part = Structure(some, molecule.positions[:2])
+    relevant = potential.relevant(some)
+    rows = potential.rows(part)
+    others = np.setdiff1d(np.arange(potential.n_parameters), relevant)
+    assert rows[:, others].abs().max() == 0 if len(others) else True
+    assert torch.equal(
+        potential.relevant(np.array(potential.elements)), torch.arange(potential.n_parameters)
+    )
+
+
+def test_what_is_watched_comes_with_the_forces(potential, molecule):
+    columns = potential.relevant(molecule.numbers)
+    directions = torch.randn(3, len(columns), dtype=potential.dtype)
+    evaluate = potential.evaluator(molecule)
+    energy, forces = evaluate(molecule.positions)
+    assert evaluate.changes is None
+    evaluate.watch(directions)
+    again, same = evaluate(molecule.positions)
+    assert again == energy
+    np.testing.assert_array_equal(forces, same)
+    wanted = directions @ potential.rows(molecule)[0, columns]
+    np.testing.assert_allclose(evaluate.changes, wanted, rtol=1e-8)
+    evaluate.watch(None)
+    evaluate(molecule.positions)
+    assert evaluate.changes is None
 
 
 def test_the_md_evaluator_equals_a_fresh_prediction_while_its_list_is_reused(

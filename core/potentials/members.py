@@ -1,0 +1,150 @@
+"""Energies and forces of many weight vectors on one structure, in whichever way is quickest here.
+
+Members are evaluated in stacks: `torch.func.vmap` over their weights, forces by one backward pass
+through positions of their own. A stack costs little more than one member while operations are
+small, and more than its members one by one once they are large; so the size of the stacks is
+measured on this structure, with these threads, and again when either changes. Energies only are
+taken under `vmap`: forces taken inside it through a custom derivative can come out zero without
+an error.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from core.structures import Structure
+
+if TYPE_CHECKING:
+    from core.potentials.base import GraphBatch, TorchPotential
+
+ROUNDS = 3
+"""Times each size of stack is tried; the fastest counts."""
+STEP = 0.01
+"""Length of a finite difference in units of its direction."""
+CHANGED = 1.5
+"""The stack is measured again when the number of edges has changed by this factor."""
+WORSE = 1.5
+"""Larger stacks are not tried once one takes this many times longer than the best."""
+
+
+class Members:
+    """Evaluates weight vectors of one potential; independent of the weights in force.
+
+    Attributes:
+        stack: members evaluated at once; None until measured.
+    """
+
+    def __init__(self, potential: TorchPotential) -> None:
+        self._potential = potential
+        self._network = _Network(potential)
+        self.stack: int | None = None
+        self._measured_for = (0, 0, 0)
+
+    def __call__(self, structure: Structure, thetas: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """Return interaction energies (M,), eV, and forces (M, N, 3), eV/Å, of `thetas` (M, P)."""
+        energies, forces = self._evaluate(self._potential.graphs([structure]), thetas)
+        return energies.double().numpy(), forces.double().numpy()
+
+    def slopes(
+        self, structure: Structure, theta: torch.Tensor, directions: torch.Tensor
+    ) -> np.ndarray:
+        """Return ∂F/∂θ along `directions` (M, P) at `theta`: (M, N, 3), eV/Å.
+
+        By central differences: two evaluations for each direction, where the exact derivative
+        takes five and more.
+        """
+        steps = STEP * directions
+        _, forces = self(structure, torch.cat([theta + steps, theta - steps]))
+        ahead, behind = np.split(forces, 2)
+        return (ahead - behind) / (2 * STEP)
+
+    def _evaluate(
+        self, graphs: GraphBatch, thetas: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return energies (M,) and forces (M, N, 3), in stacks."""
+        n, edges = len(thetas), len(graphs.senders)
+        measured, *rest = self._measured_for
+        if (
+            rest != [n, torch.get_num_threads()]
+            or not measured / CHANGED < edges < measured * CHANGED
+        ):
+            self.stack = self._measured(graphs, thetas)
+            self._measured_for = (edges, n, torch.get_num_threads())
+        assert self.stack is not None
+        parts = [self._stacked(graphs, part) for part in thetas.split(self.stack)]
+        energies, forces = zip(*parts, strict=True)
+        return torch.cat(energies), torch.cat(forces)
+
+    def _measured(self, graphs: GraphBatch, thetas: torch.Tensor) -> int:
+        """Return the size of stack that takes the least time for each member."""
+        sizes, size = [], len(thetas)
+        while size > 1:
+            sizes.append(size)
+            size //= 2
+        best, least = 1, self._seconds(graphs, thetas[:1])
+        for size in reversed(sizes):
+            seconds = self._seconds(graphs, thetas[:size]) / size
+            if seconds < least:
+                best, least = size, seconds
+            elif seconds > WORSE * least:
+                break
+        return best
+
+    def _seconds(self, graphs: GraphBatch, thetas: torch.Tensor) -> float:
+        self._stacked(graphs, thetas)
+        times = []
+        for _ in range(ROUNDS):
+            began = time.perf_counter()
+            self._stacked(graphs, thetas)
+            times.append(time.perf_counter() - began)
+        return min(times)
+
+    def _stacked(
+        self, graphs: GraphBatch, thetas: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return energies (K,) and forces (K, N, 3) of K members as one stack."""
+        k = len(thetas)
+        copies = graphs.repeated(k)
+        copies.positions.requires_grad_(True)
+        parts = [part.view(k, -1, *part.shape[1:]) for part in self._potential.geometry(copies)]
+        if k == 1:
+            energies = self._network.energy(thetas[0], graphs, [part[0] for part in parts])[None]
+        else:
+            in_dims: Any = (0, None, [0] * len(parts))
+            energies = torch.func.vmap(self._network.energy, in_dims=in_dims)(thetas, graphs, parts)
+        (slope,) = torch.autograd.grad(energies.sum(), copies.positions)
+        return energies.detach(), -slope.view(k, -1, 3)
+
+
+class _Network(torch.nn.Module):
+    """A potential as a function of its flat weights."""
+
+    def __init__(self, potential: TorchPotential) -> None:
+        super().__init__()
+        self.module = potential.module
+        self._potential = potential
+        self._shapes = [
+            (f"module.{name}", p.shape, p.numel())
+            for name, p in potential.module.named_parameters()
+            if p.requires_grad
+        ]
+
+    def forward(self, graphs: GraphBatch, parts: list[torch.Tensor]) -> torch.Tensor:
+        """Return the interaction energy of the one structure in `graphs`."""
+        nodes, _ = self._potential.atomic(graphs, *parts)
+        return nodes.sum()
+
+    def energy(
+        self, theta: torch.Tensor, graphs: GraphBatch, parts: list[torch.Tensor]
+    ) -> torch.Tensor:
+        """Return the interaction energy with the weights `theta` (P,)."""
+        sizes = [n for *_, n in self._shapes]
+        weights = {
+            name: part.view(shape)
+            for (name, shape, _), part in zip(self._shapes, theta.split(sizes), strict=True)
+        }
+        return torch.func.functional_call(self, weights, (graphs, parts))
