@@ -1,8 +1,8 @@
 """Online calibration: from a posterior's raw σ to probabilities of staying within a tolerance.
 
 Total energy: Student-t predictive with a Gamma prior on the error's precision (arXiv 2507.13805).
-Forces: the largest atomic force error is a positive maximum, not a signed Gaussian; the ratio
-max|ΔF| / max σ_F is bounded by an online conformal quantile. Arrays and floats only.
+Forces and stress: the largest error is a positive maximum, not a signed Gaussian; the ratio
+max|Δ| / max σ is bounded by an online conformal quantile. Arrays and floats only.
 """
 
 from __future__ import annotations
@@ -64,22 +64,22 @@ class EnergyCalibration:
 
 
 @dataclass(frozen=True)
-class ForceCalibration:
-    """Online conformal bound on the largest atomic force error.
+class LargestCalibration:
+    """Online conformal bound on the largest error among a frame's atoms, or stress components.
 
-    `log_ratios` are log(max|ΔF| / max σ_F) of earlier labels, oldest first, at most `window`.
+    `log_ratios` are log(max|Δ| / max σ) of earlier labels, oldest first, at most `window`.
     """
 
     log_ratios: tuple[float, ...] = ()
     window: int = 30
 
-    def update(self, ratio: float) -> ForceCalibration:
+    def update(self, ratio: float) -> LargestCalibration:
         """Take in one ratio measured *before* the model saw the label."""
         kept = (*self.log_ratios, math.log(max(ratio, 1e-12)))[-self.window :]
         return replace(self, log_ratios=kept)
 
     def factor(self, confidence: float) -> float:
-        """Return the factor q with max|ΔF| < q·max σ_F at `confidence`.
+        """Return the factor q with max|Δ| < q·max σ at `confidence`.
 
         The conformal quantile ⌈(n+1)c⌉/n of the ratios; while there are too few labels for it, a
         Student-t tolerance bound on the log-ratios; infinite below two labels.
@@ -95,7 +95,7 @@ class ForceCalibration:
         return float(math.exp(np.mean(self.log_ratios) + t * spread))
 
     def bound(self, sigma_max: float, confidence: float) -> float:
-        """Return the bound on the largest atomic force error, eV/Å."""
+        """Return the bound on the largest error, in the unit of σ."""
         return self.factor(confidence) * sigma_max
 
 
@@ -107,13 +107,15 @@ class Assessment:
         probability: P(|energy error| < tolerance).
         energy_bound: half-width of the energy's confidence interval, eV.
         force_bound: bound on the largest atomic force error, eV/Å.
-        reasons: empty if trusted; else any of "energy", "force".
+        stress_bound: bound on the largest error of a stress component, eV/Å³.
+        reasons: empty if trusted; else any of "energy", "force", "stress".
     """
 
     probability: float
     energy_bound: float
     force_bound: float
     reasons: tuple[str, ...]
+    stress_bound: float = math.nan
 
     @property
     def trusted(self) -> bool:
@@ -123,14 +125,16 @@ class Assessment:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Both calibrations of one campaign; immutable, rebuilt from the journal on resume."""
+    """The calibrations of one campaign; immutable, rebuilt from the journal on resume."""
 
     energy: EnergyCalibration = EnergyCalibration()
-    force: ForceCalibration = ForceCalibration()
+    force: LargestCalibration = LargestCalibration()
+    stress: LargestCalibration = LargestCalibration()
 
-    def update(self, z: float, force_ratio: float) -> Calibration:
-        """Take in one label measured before the update that used it."""
-        return Calibration(self.energy.update(z), self.force.update(force_ratio))
+    def update(self, z: float, force_ratio: float, stress_ratio: float = math.nan) -> Calibration:
+        """Take in one label measured before the update that used it; nan for no stress."""
+        stress = self.stress if math.isnan(stress_ratio) else self.stress.update(stress_ratio)
+        return Calibration(self.energy.update(z), self.force.update(force_ratio), stress)
 
     def assess(
         self,
@@ -140,17 +144,24 @@ class Calibration:
         energy_tolerance: float,
         force_tolerance: float | None,
         confidence: float,
+        sigma_stress: float = math.nan,
+        stress_tolerance: float | None = None,
     ) -> Assessment:
-        """Compare a frame's raw σ with the tolerances (eV, eV/Å)."""
+        """Compare a frame's raw σ with the tolerances (eV, eV/Å, eV/Å³)."""
         probability = self.energy.probability_within(sigma_energy, energy_tolerance)
         force_bound = self.force.bound(sigma_force_max, confidence)
+        stress_bound = math.nan
+        if not math.isnan(sigma_stress):
+            stress_bound = self.stress.bound(sigma_stress, confidence)
         broken = {
             "energy": probability < confidence,
             "force": force_tolerance is not None and force_bound > force_tolerance,
+            "stress": stress_tolerance is not None and not stress_bound <= stress_tolerance,
         }
         return Assessment(
             probability=probability,
             energy_bound=self.energy.interval(sigma_energy, confidence),
             force_bound=force_bound,
+            stress_bound=stress_bound,
             reasons=tuple(name for name, bad in broken.items() if bad),
         )

@@ -78,11 +78,27 @@ class Prediction:
         energies: (S,), eV, without the campaign's energy offset.
         forces: S arrays (N_s, 3), eV/Å; None where not asked for.
         features: S arrays (N_s, D) of rotation-invariant node features; None where not asked for.
+        stress: (S, 3, 3), eV/Å³, tension positive; nan unless periodic in all directions.
     """
 
     energies: Array
     forces: tuple[Array, ...] | None = None
     features: tuple[Array, ...] | None = None
+    stress: Array | None = None
+
+
+@dataclass(frozen=True)
+class Derivatives:
+    """Of one structure: what one backward pass gives.
+
+    Attributes:
+        energy: eV. forces: (N, 3), eV/Å. stress: (3, 3), eV/Å³, or None. gradient: ∂E/∂θ (P,).
+    """
+
+    energy: float
+    forces: Array
+    stress: Array | None
+    gradient: torch.Tensor
 
 
 class Graphs(Protocol):
@@ -142,9 +158,14 @@ class Potential(Protocol):
         ...
 
     def predict(
-        self, structures: Sequence[Structure], *, forces: bool = True, features: bool = False
+        self,
+        structures: Sequence[Structure],
+        *,
+        forces: bool = True,
+        features: bool = False,
+        stress: bool = False,
     ) -> Prediction:
-        """Energies, and on request forces and invariant features, as numpy arrays."""
+        """Energies, and on request forces, invariant features and stress, as numpy arrays."""
         ...
 
     def energy_and_forces(
@@ -166,12 +187,14 @@ class Potential(Protocol):
         """Trainable tensors in the order of `theta`."""
         ...
 
-    def rows(self, structure: Structure, *, forces: bool = True) -> torch.Tensor:
-        """∂(E, F)/∂θ: (1 + 3N, P), energy row first; (1, P) without forces."""
+    def rows(
+        self, structure: Structure, *, forces: bool = True, stress: bool = False
+    ) -> torch.Tensor:
+        """∂(E, F, σ)/∂θ: (1 + 3N + 6, P), energy row first; less without forces or stress."""
         ...
 
-    def energy_gradient(self, structure: Structure) -> tuple[float, Array, torch.Tensor]:
-        """Energy, eV, forces (N, 3), eV/Å, and ∂E/∂θ (P,)."""
+    def derivatives(self, structure: Structure) -> Derivatives:
+        """Return energy, forces, stress where there is one, and ∂E/∂θ."""
         ...
 
     def relevant(self, numbers: Array) -> torch.Tensor:
@@ -190,12 +213,19 @@ class Potential(Protocol):
 class Members(Protocol):
     """Evaluates weight vectors that are independent of those in force."""
 
-    def __call__(self, structure: Structure, thetas: torch.Tensor) -> tuple[Array, Array]:
-        """Return interaction energies (M,), eV, and forces (M, N, 3), eV/Å, of thetas (M, P)."""
+    def __call__(
+        self, structure: Structure, thetas: torch.Tensor
+    ) -> tuple[Array, Array, Array | None]:
+        """Return interaction energies (M,), forces (M, N, 3) and stress (M, 3, 3) of (M, P)."""
         ...
 
-    def slopes(self, structure: Structure, theta: torch.Tensor, directions: torch.Tensor) -> Array:
-        """Return ∂F/∂θ along `directions` (M, P) at `theta` (P,): (M, N, 3), eV/Å."""
+    def slopes(
+        self, structure: Structure, theta: torch.Tensor, directions: torch.Tensor
+    ) -> tuple[Array, Array | None]:
+        """Return ∂F/∂θ (M, N, 3), eV/Å, and ∂σ/∂θ (M, 3, 3), eV/Å³, of crystals.
+
+        At `theta` (P,), along `directions` (M, P).
+        """
         ...
 
 
@@ -222,12 +252,14 @@ class LabelSet:
     """Labels a posterior learns from, with the constant of each removed.
 
     `energies` are the labels' energies minus the campaign's offset, so that they are comparable
-    with the potential's own.
+    with the potential's own. `stress` is empty where it is not learned from; else one (3, 3) for
+    each label, eV/Å³.
     """
 
     structures: tuple[Structure, ...]
     energies: Array
     forces: tuple[Array, ...]
+    stress: tuple[Array, ...] = ()
 
     def __len__(self) -> int:
         return len(self.structures)
@@ -242,12 +274,16 @@ class Spread:
         sigma_energy: standard deviation of the total energy, eV.
         sigma_forces: (N,) standard deviation of each atom's force vector (root of the summed
             variance of its three components), eV/Å.
+        stress: (3, 3), eV/Å³, and sigma_stress: standard deviation of its least certain component;
+            None and nan where stress is not learned from.
     """
 
     energy: float
     forces: Array
     sigma_energy: float
     sigma_forces: Array
+    stress: Array | None = None
+    sigma_stress: float = float("nan")
 
 
 @dataclass(frozen=True)
@@ -288,8 +324,10 @@ class Posterior(Protocol):
         """Return σ of the total energy, eV, from its `changes` along the directions watched."""
         ...
 
-    def leave_one_out(self, state: Any, labels: LabelSet) -> tuple[Array, Array, Array] | None:
-        """Errors (S,) eV, raw z-scores (S,) and force ratios (S,) of each label from all others.
+    def leave_one_out(
+        self, state: Any, labels: LabelSet
+    ) -> tuple[Array, Array, Array, Array] | None:
+        """Errors (S,) eV, z-scores, force and stress ratios (S,) of each label from all others.
 
         None where the posterior cannot tell; the calibration then starts from its prior.
         """

@@ -26,7 +26,7 @@ from pydantic import (
 
 from core.errors import InputError, SettingsError, shorten
 from core.structures import Structure, check, from_file, from_name, from_smiles
-from core.units import KCAL_PER_MOL, parse_energy, parse_force
+from core.units import GPA, KCAL_PER_MOL, parse_energy, parse_force, parse_stress
 
 NONE = "none"
 """How a settings file, which knows no null, says that there is no tolerance."""
@@ -46,6 +46,7 @@ def _quantity(parse: Any) -> BeforeValidator:
 
 Energy = Annotated[float, _quantity(parse_energy)]
 Force = Annotated[float, _quantity(parse_force)]
+Stress = Annotated[float, _quantity(parse_stress)]
 
 
 def _live(**extra: Any) -> dict[str, Any]:
@@ -136,6 +137,14 @@ class TrustSettings(_Section):
         description="Largest acceptable error of any atom's force; none to decide by energy only.",
         json_schema_extra=_live(unit="eV/Å"),
     )
+    stress_tolerance: Stress | None = Field(
+        None,
+        gt=0,
+        title="Stress tolerance",
+        description="Largest acceptable error of any stress component, for crystals; none to "
+        "decide without it.",
+        json_schema_extra={"unit": "eV/Å³"},
+    )
     confidence: float = Field(
         0.95,
         gt=0.5,
@@ -147,7 +156,7 @@ class TrustSettings(_Section):
     initial_labels: int = Field(8, ge=2, le=200, description="Frames labelled before any trust.")
     initial_stride: int = Field(30, ge=1, le=10_000, description="Steps between those frames.")
 
-    @field_validator("energy_tolerance", "force_tolerance", mode="before")
+    @field_validator("energy_tolerance", "force_tolerance", "stress_tolerance", mode="before")
     @classmethod
     def _none(cls, value: Any) -> Any:
         return None if value == NONE else value
@@ -170,6 +179,10 @@ class PosteriorSettings(_Section):
     noise_force: Force = Field(
         0.03, gt=0, description="Label noise of a force component.",
         json_schema_extra={"unit": "eV/Å"},
+    )  # fmt: skip
+    noise_stress: Stress = Field(
+        0.1 * GPA, gt=0, description="Label noise of a stress component.",
+        json_schema_extra={"unit": "eV/Å³"},
     )  # fmt: skip
     iterations: int = Field(
         6, ge=1, le=1000, description="Steps of the mean for each label (linearised)."
@@ -365,7 +378,16 @@ def structure_of(settings: Settings) -> Structure:
     Raises:
         InputError: the structure cannot be read or simulated.
     """
-    given = settings.structure
+    structure = _structure_of(settings.structure)
+    if settings.trust.stress_tolerance is not None and not structure.is_bulk:
+        raise InputError(
+            f"trust.stress_tolerance is for crystals, but {structure.formula} does not repeat in "
+            "all three directions; leave it out, or give a structure with a cell."
+        )
+    return structure
+
+
+def _structure_of(given: StructureSettings) -> Structure:
     if given.smiles:
         structure = from_smiles(given.smiles)
     elif given.file:

@@ -47,6 +47,15 @@ TOO_CLOSE = 0.4
 """Two atoms nearer than this fraction of the sum of their covalent radii overlap."""
 
 
+VOIGT = ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))
+"""Which components of a stress (3, 3) are the independent six, in the usual order."""
+
+
+def to_voigt(stress: np.ndarray) -> np.ndarray:
+    """Return the six independent components (…, 6) of symmetric (…, 3, 3)."""
+    return np.stack([stress[..., i, j] for i, j in VOIGT], axis=-1)
+
+
 @dataclass(frozen=True, eq=False)
 class Structure:
     """Atoms at one moment.
@@ -86,6 +95,16 @@ class Structure:
         ):
             digest.update(np.ascontiguousarray(part).tobytes())
         return digest.hexdigest()[:24]
+
+    @property
+    def is_bulk(self) -> bool:
+        """Whether the structure repeats in all three directions, so that it has a stress."""
+        return all(self.pbc)
+
+    @property
+    def volume(self) -> float:
+        """Volume of the cell, Å³; nan unless the structure repeats in all three directions."""
+        return abs(float(np.linalg.det(self.cell))) if self.is_bulk else float("nan")
 
     def moved(self, positions: np.ndarray) -> Structure:
         """Return the same atoms at other positions (N, 3)."""

@@ -30,6 +30,10 @@ FORCE_UNITS = {
     "Hartree/Bohr": 27.211386245988 / 0.529177210903,
 }
 
+STRESS_UNITS = {"eV/Å³": 1.0, "GPa": 1 / 160.21766208, "kbar": 1 / 1602.1766208}
+GPA = STRESS_UNITS["GPa"]
+"""One gigapascal in eV/Å³."""
+
 _QUANTITY = re.compile(r"\s*([-+]?[0-9.]+(?:[eE][-+]?[0-9]+)?)\s*(.*?)\s*")
 
 
@@ -64,6 +68,11 @@ def parse_quantity(text: str | float, units: dict[str, float], what: str) -> flo
 def parse_energy(text: str | float, what: str = "energy") -> float:
     """Return an energy in eV from "0.5 kcal/mol", "20 meV" or a number in eV."""
     return parse_quantity(text, ENERGY_UNITS, what)
+
+
+def parse_stress(text: str | float, what: str = "stress") -> float:
+    """Return a stress in eV/Å³ from "0.2 GPa", "2 kbar" or a number in eV/Å³."""
+    return parse_quantity(text, STRESS_UNITS, what)
 
 
 def parse_force(text: str | float, what: str = "force") -> float:

@@ -34,10 +34,11 @@ EXCLUDED = ("labelled", "rewound", "steered", "untrusted", "flagged")
 
 @dataclass(frozen=True)
 class Tolerances:
-    """In force when a frame was judged: eV, eV/Å."""
+    """In force when a frame was judged: eV, eV/Å, eV/Å³."""
 
     energy: float
     force: float | None
+    stress: float | None = None
 
 
 @dataclass(frozen=True)
@@ -47,12 +48,14 @@ class Errors:
     Attributes:
         energy: (S,) reference minus prediction, eV. force: (S,) largest atomic force error, eV/Å.
         tolerances: of each frame. bounds: (S,) half-width of the energy interval shown, eV.
+        stress: (S,) largest error of a stress component, eV/Å³; nan where it was not learned.
     """
 
     energy: np.ndarray
     force: np.ndarray
     tolerances: tuple[Tolerances, ...]
     bounds: np.ndarray
+    stress: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,8 @@ class Audit:
         rmse_untuned_eV: of the foundation model with its own best constant on the same frames.
         force_within_tolerance, force_mean_max_error: of the largest atomic force error.
         both_within_tolerance: fraction with energy and force within tolerance.
+        stress_within_tolerance, stress_mean_max_error (eV/Å³): of the largest component's error;
+            None without a tolerance on it.
         failed: frames the reference could not compute.
         errors_eV: of the energy of each frame, in order of their steps.
     """
@@ -89,6 +94,8 @@ class Audit:
     steps: int
     labels_per_step: float
     errors_eV: tuple[float, ...] = ()
+    stress_within_tolerance: float | None = None
+    stress_mean_max_error: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -176,6 +183,7 @@ def audit(
         force=np.array([_largest(label.forces - f.forces) for f, label in pairs]),
         tolerances=tuple(tolerances[f.id] for f, _ in pairs),
         bounds=np.array([f.energy_bound for f, _ in pairs]),
+        stress=np.array([_stress_error(f, label) for f, label in pairs]),
     )
     untuned = _untuned(reader, pairs)
     report = summarise(errors, excluded, len(labels) - len(pairs), untuned, reader)
@@ -185,6 +193,12 @@ def audit(
 
 def _largest(vectors: np.ndarray) -> float:
     return float(np.linalg.norm(vectors, axis=1).max())
+
+
+def _stress_error(frame: st.Frame, label: Label) -> float:
+    if frame.stress is None or label.stress is None:
+        return float("nan")
+    return float(np.abs(label.stress - frame.stress).max())
 
 
 def _choose(reader: CampaignReader, every: int) -> tuple[list[st.Frame], dict[str, int]]:
@@ -214,7 +228,9 @@ def _tolerances(reader: CampaignReader) -> dict[int, Tolerances]:
     state = st.State(reader.settings, n_atoms=len(reader.structure))
     for _, event in reader.events_since(0):
         if isinstance(event, ev.FrameChecked):
-            found[event.frame_id] = Tolerances(state.energy_tolerance, state.force_tolerance)
+            found[event.frame_id] = Tolerances(
+                state.energy_tolerance, state.force_tolerance, state.stress_tolerance
+            )
         state, _ = advance(state, event)
     return found
 
@@ -271,6 +287,8 @@ def summarise(
     limits = np.array([np.inf if t.force is None else t.force for t in errors.tolerances])
     good_force = errors.force < limits
     block = block_length(errors.energy)
+    with_stress = state.stress_tolerance is not None
+    stress_limits = np.array([np.inf if t.stress is None else t.stress for t in errors.tolerances])
 
     def mean(values: np.ndarray) -> float:
         return float(np.mean(values)) if n else float("nan")
@@ -295,4 +313,6 @@ def summarise(
         steps=state.step,
         labels_per_step=state.n_labels / state.step if state.step else float("nan"),
         errors_eV=tuple(float(e) for e in errors.energy),
+        stress_within_tolerance=mean(errors.stress < stress_limits) if with_stress else None,
+        stress_mean_max_error=mean(errors.stress) if with_stress else None,
     )

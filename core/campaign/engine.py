@@ -79,6 +79,7 @@ class Engine:
     def __init__(self, directory: Path, structure: Structure, state: State) -> None:
         settings = state.settings
         torch.set_num_threads(settings.potential.threads)
+        self._with_stress = state.stress_tolerance is not None
         self._learning_threads = settings.potential.learning_threads
         self.directory, self.structure = directory, structure
         self.potential = cast(
@@ -98,6 +99,7 @@ class Engine:
         posterior = make_posterior(
             self.potential, settings.posterior, energy_tolerance=state.energy_tolerance,
             elements=sorted(set(structure.numbers.tolist())),
+            stress=state.stress_tolerance is not None,
         )  # fmt: skip
         seed = settings.labelling.seed
         self.learner = Learner(self.potential, posterior, seed=seed)
@@ -194,13 +196,16 @@ class Engine:
             sigma_energy=spread.sigma_energy, sigma_force=sigma_force,
             probability=seen.probability, energy_bound=seen.energy_bound,
             force_bound=seen.force_bound, reasons=reasons, snapshot=knowledge.snapshot,
+            stress=spread.stress, sigma_stress=spread.sigma_stress,
+            stress_bound=seen.stress_bound,
         )  # fmt: skip
         self.judged = frame
         event = ev.FrameChecked(
             frame_id=frame_id, step=d.step, key=d.structure.key, snapshot=knowledge.snapshot,
             reasons=reasons, sigma_energy=float(spread.sigma_energy), sigma_force=sigma_force,
             probability=float(seen.probability), energy_bound=float(seen.energy_bound),
-            force_bound=float(seen.force_bound),
+            force_bound=float(seen.force_bound), sigma_stress=_known(spread.sigma_stress),
+            stress_bound=_known(seen.stress_bound),
         )  # fmt: skip
         return frame, event
 
@@ -272,6 +277,10 @@ class Engine:
                 f"{self.fingerprint!r}; they must not be mixed.",
                 kind="rejected",
             )
+        if self._with_stress and label.stress is None:
+            raise LabelError(
+                "The label has no stress, on which this campaign has a tolerance.", kind="rejected"
+            )
         self._arrived = time.monotonic()
         return validate(label)
 
@@ -304,7 +313,8 @@ class Engine:
 
     def _labelled(self, row: LabelRow, frame: Frame) -> Labelled:
         return Labelled(
-            row.query_id, self.structure.moved(frame.positions), row.energy, row.forces
+            row.query_id, self.structure.moved(frame.positions), row.energy, row.forces,
+            row.stress if self._with_stress else None,
         )  # fmt: skip
 
     def _canary(self, state: State, probes: LabelSet, before: canary.Errors) -> None:
@@ -388,6 +398,7 @@ class Engine:
             query_id=query_id, reasons=seen.reasons, sigma_energy=float(spread.sigma_energy),
             sigma_force=float(spread.sigma_forces.max()), probability=float(seen.probability),
             energy_bound=float(seen.energy_bound), force_bound=float(seen.force_bound),
+            sigma_stress=_known(spread.sigma_stress), stress_bound=_known(seen.stress_bound),
         )  # fmt: skip
 
     def select(self, structures: Sequence[Structure], n: int) -> list[int]:
@@ -398,6 +409,10 @@ class Engine:
     def energy(self) -> float:
         """Potential energy of the present point, offset included, eV."""
         return self.dynamics.energy + self.learner.shift(self.knowledge)
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)
 
 
 @contextmanager

@@ -142,7 +142,8 @@ class WorkerFailed(Fact):
 class FrameChecked(Fact):
     """The dynamics reached `step` and the frame was judged; σ in eV and eV/Å.
 
-    `reasons` is empty for a trusted frame; else any of "initial", "energy", "force", "periodic".
+    `reasons` is empty for a trusted frame; else any of "initial", "energy", "force", "stress",
+    "periodic". Stress, in eV/Å³, is None where it is not learned from.
     """
 
     frame_id: int
@@ -155,6 +156,8 @@ class FrameChecked(Fact):
     probability: float = 0.0
     energy_bound: float = 0.0
     force_bound: float = 0.0
+    sigma_stress: float | None = None
+    stress_bound: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,6 +236,8 @@ class Rescored(Fact):
     probability: float
     energy_bound: float
     force_bound: float
+    sigma_stress: float | None = None
+    stress_bound: float | None = None
 
 
 def _leaves(base: type) -> list[type]:

@@ -187,7 +187,8 @@ class _Desk:
         structure = self._reader.structure.moved(frame.positions)
         energy, forces = self._numbers(given)
         fingerprint = self._level(given)
-        label = validate(Label(structure, energy, forces, fingerprint))
+        stress = self._stress(given)
+        label = validate(Label(structure, energy, forces, fingerprint, stress=stress))
         _check_against_model(label, frame, query)
         return query, label
 
@@ -244,6 +245,22 @@ class _Desk:
                 f"its energy is {given.info[energy][:40]!r}, which is not a number"
             ) from error
         return value * per_eV, given.columns[forces] * per_eV_A
+
+    def _stress(self, given: XyzFrame) -> np.ndarray | None:
+        """Return the stress (3, 3), eV/Å³, of a campaign that has a tolerance on it."""
+        if self._reader.settings.trust.stress_tolerance is None:
+            return None
+        text = given.info.get("REF_stress", given.info.get("stress", ""))
+        try:
+            numbers = np.array([float(word) for word in text.split()])
+        except ValueError:
+            numbers = np.zeros(0)
+        if numbers.shape != (9,) or not np.isfinite(numbers).all():
+            raise InputError(
+                "this campaign has a tolerance on stress; add REF_stress with its nine components "
+                "(eV/Å³, tension positive), as ASE writes them"
+            )
+        return numbers.reshape(3, 3)
 
     def _unit(self, given: XyzFrame, name: str, units: dict[str, float]) -> float:
         unit = self._said(given, name) or next(iter(units))

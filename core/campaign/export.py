@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from core.campaign import extxyz
 from core.campaign.reader import CampaignReader
 from core.campaign.state import Query
@@ -55,7 +57,18 @@ def frame_text(
             "decided_by": query.decided_by or "", "energy_tolerance": query.energy_tolerance,
             "by_hand": query.by_hand,
         }  # fmt: skip
+    if frame.stress is not None:
+        info |= {
+            "stress": _nine(frame.stress), "sigma_stress": frame.sigma_stress,
+            "stress_bound": frame.stress_bound,
+        }  # fmt: skip
     if label is not None:
         info |= {"REF_energy": label.energy, "fingerprint": label.fingerprint}
+        if label.stress is not None:
+            info["REF_stress"] = _nine(label.stress)
         columns["REF_forces"] = label.forces
     return extxyz.write(structure, info, columns)
+
+
+def _nine(stress: np.ndarray) -> str:
+    return " ".join(f"{value:.10g}" for value in stress.ravel())

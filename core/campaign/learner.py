@@ -20,7 +20,7 @@ from core.calibration import (
     Assessment,
     Calibration,
     EnergyCalibration,
-    ForceCalibration,
+    LargestCalibration,
 )
 from core.campaign.state import State
 from core.contracts import Info, LabelSet, Potential, Spread
@@ -30,12 +30,13 @@ from core.structures import Structure
 
 @dataclass(frozen=True)
 class Labelled:
-    """A label as the learner sees it; `energy` (eV) and `forces` (N, 3) are the reference's."""
+    """A label as the learner sees it: the reference's energy (eV), forces (N, 3), stress (3, 3)."""
 
     query_id: int
     structure: Structure
     energy: float
     forces: np.ndarray
+    stress: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ class Score:
     force_ratio: float
     sigma_energy: float = math.nan
     sigma_force: float = math.nan
+    stress_ratio: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,8 @@ class Learner:
             energy_tolerance=state.energy_tolerance,
             force_tolerance=state.force_tolerance,
             confidence=state.settings.trust.confidence,
+            sigma_stress=spread.sigma_stress,
+            stress_tolerance=state.stress_tolerance,
         )
 
     def first_update(self, knowledge: Knowledge, labels: Sequence[Labelled]) -> Update:
@@ -146,13 +150,14 @@ class Learner:
         calibration = Calibration()
         if left_out is not None:
             calibration = Calibration(EnergyCalibration(rate=NEUTRAL_RATE, memory=MEMORY))
-            errors, z, ratios = (np.asarray(a, dtype=float) for a in left_out)
             scores = tuple(
-                Score(lab.query_id, lab.energy - float(e), float(s), float(r))
-                for lab, e, s, r in zip(new, errors, z, ratios, strict=True)
+                Score(
+                    lab.query_id, lab.energy - float(e), float(s), float(r), stress_ratio=float(q)
+                )
+                for lab, e, s, r, q in zip(new, *left_out, strict=True)
             )
             for score in scores:
-                calibration = calibration.update(score.z, score.force_ratio)
+                calibration = calibration.update(score.z, score.force_ratio, score.stress_ratio)
         learned = Knowledge(state, offset, calibration, new, knowledge.snapshot + 1)
         return Update(learned, scores, info.values)
 
@@ -167,7 +172,7 @@ class Learner:
         scores = tuple(self._score(knowledge, lab) for lab in labels if lab.query_id not in scored)
         calibration = knowledge.calibration
         for score in scores:
-            calibration = calibration.update(score.z, score.force_ratio)
+            calibration = calibration.update(score.z, score.force_ratio, score.stress_ratio)
         together = (*knowledge.labels, *labels)
         state, info, _ = self._learn(knowledge, together, knowledge.offset)
         offset = self._refit(state, together, knowledge.offset)
@@ -185,6 +190,7 @@ class Learner:
             force_ratio=error / sigma_force,
             sigma_energy=float(spread.sigma_energy),
             sigma_force=sigma_force,
+            stress_ratio=_stress_ratio(spread, label),
         )
 
     def _learn(
@@ -229,6 +235,12 @@ class Learner:
         return Knowledge(state, offset, Calibration(), tuple(labels), snapshot)
 
 
+def _stress_ratio(spread: Spread, label: Labelled) -> float:
+    if spread.stress is None or label.stress is None:
+        return math.nan
+    return float(np.abs(label.stress - spread.stress).max()) / max(spread.sigma_stress, 1e-12)
+
+
 def _has_bias(posterior: Any) -> bool:
     return hasattr(posterior, "bias")
 
@@ -239,6 +251,7 @@ def label_set(labels: Sequence[Labelled], offset: Offset) -> LabelSet:
         tuple(lab.structure for lab in labels),
         np.array([lab.energy - offset.value for lab in labels], dtype=float),
         tuple(lab.forces for lab in labels),
+        tuple(lab.stress for lab in labels if lab.stress is not None),
     )
 
 
@@ -258,5 +271,9 @@ def calibration_to_dict(calibration: Calibration) -> dict[str, Any]:
 
 def calibration_from_dict(data: dict[str, Any]) -> Calibration:
     """Read what `calibration_to_dict` wrote."""
-    force = {**data["force"], "log_ratios": tuple(data["force"]["log_ratios"])}
-    return Calibration(EnergyCalibration(**data["energy"]), ForceCalibration(**force))
+
+    def largest(given: dict[str, Any]) -> LargestCalibration:
+        return LargestCalibration(**{**given, "log_ratios": tuple(given["log_ratios"])})
+
+    stress = largest(data["stress"]) if "stress" in data else LargestCalibration()
+    return Calibration(EnergyCalibration(**data["energy"]), largest(data["force"]), stress)

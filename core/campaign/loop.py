@@ -382,6 +382,7 @@ def _frame_checked(state: State, event: ev.FrameChecked) -> Step:
         probability=event.probability, energy_bound=event.energy_bound,
         force_bound=event.force_bound, energy_tolerance=state.energy_tolerance,
         force_tolerance=state.force_tolerance, snapshot=event.snapshot, at=event.at,
+        sigma_stress=event.sigma_stress, stress_bound=event.stress_bound,
     )  # fmt: skip
     return replace(state, queue=(*state.queue, query)), ()
 
@@ -475,7 +476,8 @@ def _rescored(state: State, event: ev.Rescored) -> Step:
     changes: dict[str, Any] = {
         "sigma_energy": event.sigma_energy, "sigma_force": event.sigma_force,
         "probability": event.probability, "energy_bound": event.energy_bound,
-        "force_bound": event.force_bound,
+        "force_bound": event.force_bound, "sigma_stress": event.sigma_stress,
+        "stress_bound": event.stress_bound,
     }  # fmt: skip
     if event.reasons:
         changes["reasons"] = event.reasons

@@ -213,11 +213,13 @@ class Commander:
             try:
                 number = self._insert(command)
                 self._connection.executemany(
-                    "INSERT INTO offered VALUES (?, ?, ?, ?, ?)",
+                    "INSERT INTO offered (command_id, query_id, energy, forces, fingerprint, "
+                    "stress) VALUES (?, ?, ?, ?, ?, ?)",
                     [
                         (
                             number, query_id, label.energy,
                             label.forces.astype("<f8").tobytes(), label.fingerprint,
+                            None if label.stress is None else label.stress.astype("<f8").tobytes(),
                         )
                         for query_id, label in zip(command.ids, labels, strict=True)
                     ],

@@ -168,10 +168,10 @@ class Runner:
         if {row[0] for row in rows} != set(command.ids):
             raise loop.CommandRefusedError("The command came without the labels it names.")
         labels = {}
-        for query_id, energy, forces, fingerprint in rows:
+        for query_id, energy, forces, fingerprint, stress in rows:
             frame = self._frame(self.state.query(query_id).frame_id)
             structure = self.structure.moved(frame.positions)
-            label = Label(structure, energy, forces, fingerprint)
+            label = Label(structure, energy, forces, fingerprint, stress=stress)
             labels[query_id] = self.engine.accept(label)
         return labels
 

@@ -33,8 +33,9 @@ class Query:
 
     Attributes:
         frame_id: row of the frame in the store. key: content hash of its structure.
-        reasons: any of "initial", "energy", "force", "periodic".
+        reasons: any of "initial", "energy", "force", "stress", "periodic".
         sigma_energy, energy_bound: eV. sigma_force, force_bound: largest atom, eV/Å.
+        sigma_stress, stress_bound: least certain component, eV/Å³; None where not learned from.
         energy_tolerance, force_tolerance: in force when the frame was flagged.
         snapshot: number of the weights that judged it.
         taken_back: a person undid a decision, so a person decides again.
@@ -61,6 +62,8 @@ class Query:
     failure: str | None = None
     taken_back: bool = False
     by_hand: bool = False
+    sigma_stress: float | None = None
+    stress_bound: float | None = None
 
 
 @dataclass(frozen=True)
@@ -132,6 +135,11 @@ class State:
     def force_tolerance(self) -> float | None:
         """Tolerance of the largest atomic force error, eV/Å."""
         return self.settings.trust.force_tolerance
+
+    @property
+    def stress_tolerance(self) -> float | None:
+        """Tolerance of the largest error of a stress component, eV/Å³; None without."""
+        return self.settings.trust.stress_tolerance
 
     @property
     def counts(self) -> Counter[str]:

@@ -63,6 +63,14 @@ _ADDED = (
 )
 """Tables that campaigns begun without them are given when they are opened."""
 
+_COLUMNS = {
+    "frames": {"stress": "BLOB", "sigma_stress": "REAL", "stress_bound": "REAL"},
+    "labels": {"stress": "BLOB"},
+    "scores": {"stress_ratio": "REAL"},
+    "offered": {"stress": "BLOB"},
+}
+"""Columns that they are given."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Frame:
@@ -73,6 +81,8 @@ class Frame:
         positions, velocities, forces: (N, 3), Å, Å/fs, eV/Å.
         energy: predicted total energy, eV, with `offset` (eV) added. nan before the first check.
         sigma_atoms: (N,) eV/Å; sigma_force is their largest.
+        stress: (3, 3), eV/Å³, None where it is not learned from; sigma_stress, stress_bound: of
+            its least certain component.
     """
 
     step: int
@@ -90,6 +100,9 @@ class Frame:
     probability: float = float("nan")
     energy_bound: float = float("nan")
     force_bound: float = float("nan")
+    stress: np.ndarray | None = None
+    sigma_stress: float = float("nan")
+    stress_bound: float = float("nan")
     reasons: tuple[str, ...] = ()
     snapshot: int = 0
     steered: bool = False
@@ -103,7 +116,8 @@ class LabelRow:
 
     Attributes:
         energy: reference energy, eV. predicted: the model's, offset included, eV.
-        z: (energy - predicted)/σ. force_ratio: max|ΔF| / max σ_F. learned: snapshot that used it.
+        z: (energy - predicted)/σ. force_ratio: max|ΔF| / max σ_F; stress_ratio alike. learned:
+            snapshot that used it. stress: (3, 3), eV/Å³, or None.
         sigma_energy, sigma_force: raw σ when it was scored, eV and eV/Å; None if left out to score.
         calibration: in force then, see `core.campaign.learner.calibration_from_dict`.
     """
@@ -122,6 +136,8 @@ class LabelRow:
     sigma_energy: float | None = None
     sigma_force: float | None = None
     calibration: dict[str, Any] | None = None
+    stress: np.ndarray | None = None
+    stress_ratio: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,8 +192,7 @@ def connect(directory: Path, *, readonly: bool = False) -> sqlite3.Connection:
             f"The campaign in {directory} has layout version {found}, this Flywise reads version "
             f"{VERSION}; open it with the version that wrote it."
         )
-    for statement in _ADDED:
-        connection.execute(statement)
+    _complete(connection)
     if readonly:
         connection.execute("PRAGMA query_only = ON")
     return connection
@@ -197,8 +212,7 @@ def create(directory: Path, settings: Settings, structure: Structure) -> None:
     part.unlink(missing_ok=True)
     connection = sqlite3.connect(part, isolation_level=None)
     connection.executescript(_SCHEMA)
-    for statement in _ADDED:
-        connection.execute(statement)
+    _complete(connection)
     for key, value in {
         "version": str(VERSION),
         "settings": settings.to_json(),
@@ -218,6 +232,17 @@ def create(directory: Path, settings: Settings, structure: Structure) -> None:
         connection.execute("PRAGMA journal_mode = WAL")
     connection.close()
     part.rename(path)
+
+
+def _complete(connection: sqlite3.Connection) -> None:
+    """Add the tables and columns that the layout has gained."""
+    for statement in _ADDED:
+        connection.execute(statement)
+    for table, columns in _COLUMNS.items():
+        known = {row[1] for row in connection.execute(f"PRAGMA table_info({table})")}
+        for name, kind in columns.items():
+            if name not in known:
+                connection.execute(f"ALTER TABLE {table} ADD COLUMN {name} {kind}")
 
 
 def remove(directory: Path) -> None:
@@ -282,18 +307,28 @@ def _insert_frame(connection: sqlite3.Connection, frame: Frame) -> int:
     cursor = connection.execute(
         "INSERT INTO frames (step, time, kind, steered, positions, velocities, energy, offset, "
         "forces, temperature, sigma_energy, sigma_force, sigma_atoms, probability, energy_bound, "
-        "force_bound, reasons, snapshot) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+        "force_bound, reasons, snapshot, stress, sigma_stress, stress_bound) "
+        "VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
         (
             frame.step, frame.time, frame.kind, int(frame.steered),
             frame.positions.astype("<f8").tobytes(), frame.velocities.astype("<f8").tobytes(),
             frame.energy, frame.offset, frame.forces.astype("<f4").tobytes(), frame.temperature,
             frame.sigma_energy, frame.sigma_force, frame.sigma_atoms.astype("<f4").tobytes(),
             frame.probability, frame.energy_bound, frame.force_bound,
-            " ".join(frame.reasons), frame.snapshot,
+            " ".join(frame.reasons), frame.snapshot, _bytes(frame.stress), frame.sigma_stress,
+            frame.stress_bound,
         ),
     )  # fmt: skip
     assert cursor.lastrowid is not None
     return cursor.lastrowid
+
+
+def _bytes(stress: np.ndarray | None) -> bytes | None:
+    return None if stress is None else stress.astype("<f8").tobytes()
+
+
+def _stress_of(data: bytes | None) -> np.ndarray | None:
+    return None if data is None else np.frombuffer(data, dtype="<f8").reshape(3, 3).copy()
 
 
 def _frame_of(row: sqlite3.Row) -> Frame:
@@ -315,7 +350,8 @@ def _frame_of(row: sqlite3.Row) -> Frame:
         sigma_energy=number("sigma_energy"), sigma_force=number("sigma_force"),
         probability=number("probability"), energy_bound=number("energy_bound"),
         force_bound=number("force_bound"), reasons=tuple(row["reasons"].split()),
-        snapshot=row["snapshot"],
+        snapshot=row["snapshot"], stress=_stress_of(row["stress"]),
+        sigma_stress=number("sigma_stress"), stress_bound=number("stress_bound"),
     )  # fmt: skip
 
 
@@ -323,7 +359,8 @@ def _label_of(row: sqlite3.Row) -> LabelRow:
     """Return the label of a row of `labels`."""
     forces = np.frombuffer(row["forces"], dtype="<f8").reshape(-1, 3).copy()
     calibration = None if row["calibration"] is None else json.loads(row["calibration"])
-    return LabelRow(**{**dict(row), "forces": forces, "calibration": calibration})
+    decoded = {"forces": forces, "calibration": calibration, "stress": _stress_of(row["stress"])}
+    return LabelRow(**{**dict(row), **decoded})
 
 
 def _snapshot_of(row: sqlite3.Row) -> Snapshot:
@@ -362,7 +399,7 @@ def read_last_frame(connection: sqlite3.Connection) -> Frame:
 def read_labels(connection: sqlite3.Connection) -> list[LabelRow]:
     """Return all labels in the order of their queries."""
     rows = connection.execute(
-        "SELECT labels.*, sigma_energy, sigma_force, calibration FROM labels "
+        "SELECT labels.*, sigma_energy, sigma_force, stress_ratio, calibration FROM labels "
         "LEFT JOIN scores USING (query_id) ORDER BY query_id"
     ).fetchall()
     return [_label_of(row) for row in rows]
@@ -456,10 +493,10 @@ class Store:
         with self.transaction():
             self._connection.execute(
                 "INSERT OR REPLACE INTO labels (query_id, frame_id, energy, forces, fingerprint, "
-                "wall_s, at) VALUES (?,?,?,?,?,?,?)",
+                "wall_s, at, stress) VALUES (?,?,?,?,?,?,?,?)",
                 (
                     query_id, frame_id, label.energy, label.forces.astype("<f8").tobytes(),
-                    label.fingerprint, label.wall_s, time.time(),
+                    label.fingerprint, label.wall_s, time.time(), _bytes(label.stress),
                 ),
             )  # fmt: skip
             self._connection.execute("DELETE FROM scores WHERE query_id = ?", (query_id,))
@@ -470,6 +507,7 @@ class Store:
         predicted: float,
         z: float,
         force_ratio: float,
+        stress_ratio: float = float("nan"),
         sigma_energy: float = float("nan"),
         sigma_force: float = float("nan"),
         calibration: str | None = None,
@@ -481,25 +519,34 @@ class Store:
                 (predicted, z, force_ratio, query_id),
             )
             self._connection.execute(
-                "INSERT OR REPLACE INTO scores VALUES (?, ?, ?, ?)",
-                (query_id, sigma_energy, sigma_force, calibration),
+                "INSERT OR REPLACE INTO scores (query_id, sigma_energy, sigma_force, calibration, "
+                "stress_ratio) VALUES (?, ?, ?, ?, ?)",
+                (query_id, sigma_energy, sigma_force, calibration, stress_ratio),
             )
 
-    def take_offered(self, command_id: int) -> list[tuple[int, float, np.ndarray, str]]:
+    def take_offered(
+        self, command_id: int
+    ) -> list[tuple[int, float, np.ndarray, str, np.ndarray | None]]:
         """Remove the labels that came with a command.
 
         Returns:
-            query id, energy (eV), forces (N, 3) (eV/Å) and fingerprint of each.
+            query id, energy (eV), forces (N, 3) (eV/Å), fingerprint and stress of each.
         """
         with self.transaction():
             rows = self._connection.execute(
                 "DELETE FROM offered WHERE command_id = ? "
-                "RETURNING query_id, energy, forces, fingerprint",
+                "RETURNING query_id, energy, forces, fingerprint, stress",
                 (command_id,),
             ).fetchall()
         return [
-            (query, energy, np.frombuffer(forces, "<f8").reshape(-1, 3).copy(), fingerprint)
-            for query, energy, forces, fingerprint in rows
+            (
+                query,
+                energy,
+                np.frombuffer(forces, "<f8").reshape(-1, 3).copy(),
+                fingerprint,
+                _stress_of(stress),
+            )  # fmt: skip
+            for query, energy, forces, fingerprint, stress in rows
         ]
 
     def add_snapshot(self, snapshot: Snapshot, learned: tuple[int, ...]) -> None:

@@ -1,16 +1,17 @@
 """The linearised posterior: closed-form uncertainty from the model's derivatives in its weights.
 
-Prior N(θ₀, s²) centred on the foundation's weights; labels are an energy and 3N force rows
-J = ∂(E, F)/∂θ with Gaussian noise Σ. With K = s² J Jᵀ + Σ the posterior covariance of θ is
-C = s² (1 - s² Jᵀ K⁻¹ J): the joint energy-force neural tangent kernel. The mean moves by kernel
-steps s² Jᵀ K⁻¹ r on the *exact* residuals r, shortened until the log posterior improves, so
-predictions are never linearised. Rows age as the weights move: at each update a bounded number of
-those taken farthest away are taken anew. A constant energy bias of wide prior is one more
-parameter.
+Prior N(θ₀, s²) centred on the foundation's weights; labels are an energy and 3N force rows, of
+crystals also 6 stress rows, J = ∂(E, F, σ)/∂θ with Gaussian noise Σ. With K = s² J Jᵀ + Σ the
+posterior covariance of θ is C = s² (1 - s² Jᵀ K⁻¹ J): the joint energy-force neural tangent kernel.
+The mean moves by kernel steps s² Jᵀ K⁻¹ r on the *exact* residuals r, shortened until the log
+posterior improves, so predictions are never linearised. Rows age as the weights move: at each
+update a bounded number of those taken farthest away are taken anew. A constant energy bias of wide
+prior is one more parameter.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -21,10 +22,12 @@ import safetensors.torch
 import torch
 
 from core.contracts import Info, LabelSet, Potential, Spread
-from core.structures import Structure
+from core.structures import Structure, to_voigt
 
 FRACTIONS = (1.0, 0.5, 0.25, 0.12, 0.06, 0.03)
 """Lengths tried along a step of the mean, until one improves the log posterior."""
+STRESSES = 6
+"""Independent components of a stress."""
 COLUMNS = 4096
 """Columns of the rows handled at once, so that they stay in the processor's cache."""
 RENEWED = 6000
@@ -43,7 +46,8 @@ class Rows:
     """J of all labels, (R, width): one block for each label, none of them ever changed.
 
     Attributes:
-        blocks: (1 + 3N, width) of each label. taken: (P,) the weights each block was taken at.
+        blocks: of each label, one row for each number it gives. taken: (P,) the weights each
+            block was taken at.
     """
 
     def __init__(
@@ -131,11 +135,12 @@ class Linearised:
 
     Args:
         elements: atomic numbers of all structures to come; rows and members leave out the weights
-            that matter to others only, about which labels say nothing. prior_std: s of every
-            weight. noise_energy, noise_force: label noise (eV, eV/Å), model
-            discrepancy included. bias_std: prior spread of the energy bias, eV. max_iterations:
-            steps of the mean for each update, fewer once a step improves the log posterior by
-            less than this fraction (`stop_gain`).
+            that matter to others only, about which labels say nothing.
+        prior_std: s of every weight. bias_std: prior spread of the energy bias, eV.
+        noise_energy, noise_force, noise_stress: label noise (eV, eV/Å, eV/Å³), model discrepancy
+            included; without the last, stress is not learned from.
+        max_iterations: steps of the mean for each update, fewer once a step improves the log
+            posterior by less than this fraction (`stop_gain`).
     """
 
     def __init__(
@@ -146,6 +151,7 @@ class Linearised:
         prior_std: float,
         noise_energy: float,
         noise_force: float,
+        noise_stress: float | None = None,
         members: int = 32,
         bias_std: float = 0.5,
         max_iterations: int = 6,
@@ -153,6 +159,7 @@ class Linearised:
     ) -> None:
         self.potential = potential
         self.prior_std, self.noise_energy, self.noise_force = prior_std, noise_energy, noise_force
+        self.noise_stress = noise_stress
         self.members_count, self.bias_std = members, bias_std
         self.max_iterations, self.stop_gain = max_iterations, stop_gain
         self.prior_theta = potential.get_theta()
@@ -197,15 +204,19 @@ class Linearised:
 
     def spread(self, state: State, structure: Structure) -> Spread:
         """Mean and standard deviations for one structure; the mean weights must be active."""
-        mean, forces, gradient = self.potential.energy_gradient(structure)
+        found = self.potential.derivatives(structure)
         n = min(FORCE_MEMBERS, len(state.directions))
-        changes = state.directions[:, :-1] @ gradient[self._columns]
-        slopes = self._members.slopes(structure, state.theta, self._full(state.directions[:n, :-1]))
+        changes = state.directions[:, :-1] @ found.gradient[self._columns]
+        directions = self._full(state.directions[:n, :-1])
+        slopes, stress = self._members.slopes(structure, state.theta, directions)
+        known = self.noise_stress is not None and stress is not None
         return Spread(
-            energy=mean + state.bias,
-            forces=forces,
+            energy=found.energy + state.bias,
+            forces=found.forces,
             sigma_energy=self.energy_sigma(state, changes.numpy()),
             sigma_forces=np.sqrt((slopes**2).sum(-1).mean(0)),
+            stress=found.stress if known else None,
+            sigma_stress=float(np.sqrt((stress**2).mean(0).max())) if known else math.nan,  # type: ignore[operator]
         )
 
     def watched(self, state: State) -> torch.Tensor:
@@ -236,7 +247,7 @@ class Linearised:
     def _to_take(self, state: State, labels: LabelSet) -> dict[int, Structure]:
         """Return the new labels, and those whose rows were taken farthest from the weights."""
         known = len(state.rows.blocks)
-        total = sum(1 + 3 * len(s) for s in labels.structures)
+        total = sum(self._height(s) for s in labels.structures)
         drift = [float((state.theta - at).norm()) for at in state.rows.taken]
         count = min(RENEWED // total, MOST_RENEWED)
         oldest = sorted(range(known), key=lambda k: -drift[k])[:count]
@@ -251,7 +262,11 @@ class Linearised:
         blocks = {k: self._rows_of(structure) for k, structure in structures.items()}
         rows = state.rows.with_blocks(blocks, state.theta)
         noise = torch.full((len(rows),), self.noise_force, dtype=torch.float64)
-        noise[[rows.of(k).start for k in range(len(rows.blocks))]] = self.noise_energy
+        for k in range(len(rows.blocks)):
+            where = rows.of(k)
+            noise[where.start] = self.noise_energy
+            if self.noise_stress is not None:
+                noise[where.stop - STRESSES : where.stop] = self.noise_stress
         products = rows.products(list(blocks))
         index = torch.cat([torch.arange(len(rows))[rows.of(k)] for k in blocks])
         gram = torch.zeros(len(rows), len(rows), dtype=torch.float64)
@@ -266,22 +281,31 @@ class Linearised:
         return replace(state, rows=rows, gram=gram, noise=noise, factor=factor)
 
     def _rows_of(self, structure: Structure) -> torch.Tensor:
-        """∂(E, F)/∂(θ, bias) of one structure, (1 + 3N, K + 1)."""
-        rows = self.potential.rows(structure)[:, self._columns]
+        """∂(E, F, σ)/∂(θ, bias) of one structure, (`_height`, K + 1)."""
+        stress = self.noise_stress is not None
+        rows = self.potential.rows(structure, stress=stress)[:, self._columns]
         bias = torch.zeros(len(rows), 1, dtype=rows.dtype)
         bias[0] = self._bias_unit
         return torch.cat([rows, bias], dim=1)
 
+    def _height(self, structure: Structure) -> int:
+        """Return how many numbers a label of `structure` gives."""
+        return 1 + 3 * len(structure) + (STRESSES if self.noise_stress is not None else 0)
+
     # ------------------------------------------------------------------ mean
 
     def residuals(self, state: State, labels: LabelSet) -> torch.Tensor:
-        """Return (E, F)_label - (E, F)_model at the active weights, (R,), label by label."""
-        prediction = self.potential.predict(labels.structures)
+        """Return (E, F, σ)_label - (E, F, σ)_model at the active weights, (R,), by label."""
+        with_stress = self.noise_stress is not None
+        prediction = self.potential.predict(labels.structures, stress=with_stress)
         assert prediction.forces is not None
         parts = []
         for i, force in enumerate(prediction.forces):
             energy = labels.energies[i] - prediction.energies[i] - state.bias
             parts += [[energy], (labels.forces[i] - force).ravel()]
+            if with_stress:
+                assert prediction.stress is not None
+                parts.append(to_voigt(labels.stress[i] - prediction.stress[i]))
         return torch.as_tensor(np.concatenate(parts))
 
     def _fit(self, state: State, labels: LabelSet) -> tuple[State, int, float]:
@@ -347,33 +371,36 @@ class Linearised:
 
     def leave_one_out(
         self, state: State, labels: LabelSet
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Predict each label from all others in closed form.
 
         Returns:
-            errors of the energy (S,), eV, their raw z = error/σ (S,), and the ratios
-            max|ΔF| / max σ_F (S,).
+            errors of the energy (S,), eV, their raw z = error/σ (S,), the ratios
+            max|ΔF| / max σ_F (S,), and those of the stress (S,), nan without.
         """
         self.activate(state)
         residual = self.residuals(state, labels)
         target = residual + (state.rows @ self._deviation(state)[:, None]).double()[:, 0]
         inverse = torch.cholesky_inverse(state.factor)
         weights = inverse @ target
-        errors, scores, ratios, at = [], [], [], 0
+        errors, scores, ratios, stress_ratios, at = [], [], [], [], 0
         for structure in labels.structures:
-            block = slice(at, at + 1 + 3 * len(structure))
+            block, atoms = slice(at, at + self._height(structure)), 3 * len(structure)
             at = block.stop
             covariance = torch.linalg.inv(inverse[block, block])
             error = covariance @ weights[block]
             variance = (covariance.diagonal() * self.prior_std**2 - state.noise[block] ** 2).clamp(
                 min=1e-12
             )
-            force = error[1:].reshape(-1, 3).norm(dim=1).max()
-            sigma = variance[1:].reshape(-1, 3).sum(1).sqrt().max()
+            force = error[1 : 1 + atoms].reshape(-1, 3).norm(dim=1).max()
+            sigma = variance[1 : 1 + atoms].reshape(-1, 3).sum(1).sqrt().max()
+            stress = error[1 + atoms :].abs(), variance[1 + atoms :].sqrt()
             errors.append(float(error[0]))
             scores.append(float(error[0] / variance[0].sqrt()))
             ratios.append(float(force / sigma))
-        return np.array(errors), np.array(scores), np.array(ratios)
+            known = len(stress[0]) > 0
+            stress_ratios.append(float(stress[0].max() / stress[1].max()) if known else math.nan)
+        return np.array(errors), np.array(scores), np.array(ratios), np.array(stress_ratios)
 
     # ------------------------------------------------------------------ keeping
 

@@ -17,11 +17,11 @@ import ase.data
 import numpy as np
 import torch
 
-from core.contracts import Prediction
+from core.contracts import Derivatives, Prediction
 from core.errors import ModelError
 from core.potentials.members import Members
 from core.potentials.neighbours import Edges, SkinList, neighbour_list
-from core.structures import Structure
+from core.structures import VOIGT, Structure
 
 
 @dataclass
@@ -31,7 +31,8 @@ class GraphBatch:
     Attributes:
         species: (ΣN,) index into the potential's elements. positions: (ΣN, 3).
         senders, receivers: (E,). shifts: (E, 3), Å, r_ij = r_receiver - r_sender + shift.
-        index: (ΣN,) structure of each atom.
+        index: (ΣN,) structure of each atom. volumes: (S,), Å³, nan where there is none.
+        strain: (S, 3, 3), by whose symmetric part each structure is deformed; None for not at all.
     """
 
     species: torch.Tensor
@@ -42,6 +43,8 @@ class GraphBatch:
     index: torch.Tensor
     n_atoms: tuple[int, ...]
     isolated: np.ndarray
+    volumes: np.ndarray
+    strain: torch.Tensor | None = None
 
     @property
     def n_structures(self) -> int:
@@ -52,7 +55,12 @@ class GraphBatch:
     def vectors(self) -> torch.Tensor:
         """(E, 3) from sender to receiver, Å."""
         ends = self.positions.index_select(0, self.receivers)
-        return ends - self.positions.index_select(0, self.senders) + self.shifts
+        vectors = ends - self.positions.index_select(0, self.senders) + self.shifts
+        if self.strain is None:
+            return vectors
+        symmetric = 0.5 * (self.strain + self.strain.transpose(1, 2))
+        by_edge = symmetric[self.index[self.senders]]
+        return vectors + (by_edge @ vectors[:, :, None])[:, :, 0]
 
     def repeated(self, times: int) -> GraphBatch:
         """Return a batch of each structure `times` over, all structures in turn."""
@@ -68,6 +76,7 @@ class GraphBatch:
             index=self.index.repeat(times) + self.n_structures * by_atom,
             n_atoms=self.n_atoms * times,
             isolated=np.tile(self.isolated, times),
+            volumes=np.tile(self.volumes, times),
         )
 
     @cached_property
@@ -185,6 +194,7 @@ class TorchPotential(ABC):
             index=torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes)),
             n_atoms=sizes,
             isolated=np.array([self.isolated_energy(s) for s in structures]),
+            volumes=np.array([s.volume for s in structures]),
         )
 
     def energies(self, graphs: GraphBatch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -217,45 +227,67 @@ class TorchPotential(ABC):
         *,
         forces: bool = True,
         features: bool = False,
+        stress: bool = False,
         chunk: int = 64,
     ) -> Prediction:
-        """Energies, and on request forces and invariant features, as float64 numpy arrays."""
+        """Energies, and on request forces, invariant features and stress, as float64 arrays."""
         parts = [
-            self._predict(self.graphs(structures[i : i + chunk]), forces, features)
+            self._predict(self.graphs(structures[i : i + chunk]), forces, features, stress)
             for i in range(0, len(structures), chunk)
         ]
         return Prediction(
             energies=np.concatenate([p.energies for p in parts]) if parts else np.zeros(0),
             forces=tuple(f for p in parts for f in p.forces or ()) if forces else None,
             features=tuple(f for p in parts for f in p.features or ()) if features else None,
+            stress=np.concatenate([np.zeros((0, 3, 3)), *(p.stress for p in parts)])
+            if stress
+            else None,
         )
 
-    def _predict(self, graphs: GraphBatch, forces: bool, features: bool) -> Prediction:
-        graphs.positions = graphs.positions.detach().requires_grad_(forces)
-        with torch.set_grad_enabled(forces):
+    def _predict(
+        self, graphs: GraphBatch, forces: bool, features: bool, stress: bool
+    ) -> Prediction:
+        wanted = self._inputs(graphs, forces, stress)
+        with torch.set_grad_enabled(forces or stress):
             energy, nodes = self.energies(graphs)
-        force = None
-        if forces:
-            (gradient,) = torch.autograd.grad(energy.sum(), graphs.positions)
-            force = _split(-gradient, graphs.n_atoms)
+        found = list(torch.autograd.grad(energy.sum(), wanted)) if wanted else []
+        force = _split(-found[0], graphs.n_atoms) if forces else None
         return Prediction(
             energies=energy.detach().numpy().astype(np.float64) + graphs.isolated,
             forces=force,
             features=_split(nodes, graphs.n_atoms) if features else None,
+            stress=_stress(found[-1], graphs) if stress else None,
         )
 
-    def rows(self, structure: Structure, *, forces: bool = True) -> torch.Tensor:
-        """∂(E, F)/∂θ at the weights in force: (1 + 3N, P), energy row first."""
+    def _inputs(self, graphs: GraphBatch, forces: bool, stress: bool) -> list[torch.Tensor]:
+        """Make positions and strain, as wanted, variables to derive by, and return them."""
+        graphs.positions = graphs.positions.detach().requires_grad_(forces)
+        graphs.strain = None
+        if stress:
+            empty = torch.zeros(graphs.n_structures, 3, 3, dtype=self.dtype)
+            graphs.strain = empty.requires_grad_(True)
+        positions = [graphs.positions] if forces else []
+        return positions if graphs.strain is None else [*positions, graphs.strain]
+
+    def rows(
+        self, structure: Structure, *, forces: bool = True, stress: bool = False
+    ) -> torch.Tensor:
+        """∂(E, F, σ)/∂θ at the weights in force: (1 + 3N + 6, P), energy row first.
+
+        The rows of the stress are those of `core.structures.VOIGT`.
+        """
         graphs = self.graphs([structure])
-        graphs.positions.requires_grad_(True)
+        wanted = self._inputs(graphs, forces, stress)
         energy, _ = self.energies(graphs)
-        (gradient,) = torch.autograd.grad(energy.sum(), graphs.positions, create_graph=True)
-        out = torch.empty(1 + (3 * len(structure) if forces else 0), self.n_parameters)
-        out = out.to(self.dtype)
+        found = list(torch.autograd.grad(energy.sum(), wanted, create_graph=True)) if wanted else []
+        values = [-found[0].reshape(-1)] if forces else []
+        if stress:
+            values.append(torch.stack([found[-1][0, i, j] for i, j in VOIGT]) / structure.volume)
+        n = sum(len(v) for v in values)
+        out = torch.empty(1 + n, self.n_parameters, dtype=self.dtype)
         self._fill(out[:1], energy, torch.ones(1, 1, dtype=self.dtype))
-        if forces:
-            force = -gradient.reshape(-1)
-            self._fill(out[1:], force, torch.eye(len(force), dtype=self.dtype))
+        if values:
+            self._fill(out[1:], torch.cat(values), torch.eye(n, dtype=self.dtype))
         return out
 
     def _fill(self, out: torch.Tensor, values: torch.Tensor, vectors: torch.Tensor) -> None:
@@ -269,20 +301,20 @@ class TorchPotential(ABC):
             out[:, start : start + width] = g.reshape(len(out), width)
             start += width
 
-    def energy_gradient(self, structure: Structure) -> tuple[float, np.ndarray, torch.Tensor]:
-        """Return energy, eV, forces (N, 3), eV/Å, and ∂E/∂θ (P,) from one backward pass."""
-        graphs = self.graphs([structure])
-        energy, slope, gradient = self._derivatives(graphs)
-        return energy, -slope.numpy().astype(float), gradient
+    def derivatives(self, structure: Structure) -> Derivatives:
+        """Return energy, forces, stress where there is one, and ∂E/∂θ (P,)."""
+        return self._derivatives(self.graphs([structure]), stress=structure.is_bulk)
 
-    def _derivatives(self, graphs: GraphBatch) -> tuple[float, torch.Tensor, torch.Tensor]:
-        graphs.positions.requires_grad_(True)
+    def _derivatives(self, graphs: GraphBatch, *, stress: bool = False) -> Derivatives:
+        wanted = self._inputs(graphs, True, stress)
         energy, _ = self.energies(graphs)
-        slope, *gradients = torch.autograd.grad(
-            energy.sum(), [graphs.positions, *self._parameters], materialize_grads=True
+        slope, *others = torch.autograd.grad(
+            energy.sum(), [*wanted, *self._parameters], materialize_grads=True
         )
+        tension = _stress(others.pop(0), graphs)[0] if stress else None
         total = float(energy.detach().sum()) + float(graphs.isolated.sum())
-        return total, slope, torch.cat([g.reshape(-1) for g in gradients])
+        gradient = torch.cat([g.reshape(-1) for g in others])
+        return Derivatives(total, -slope.numpy().astype(float), tension, gradient)
 
     def relevant(self, numbers: np.ndarray) -> torch.Tensor:
         """Return the indices into `theta` of weights that matter to these elements, ascending."""
@@ -338,11 +370,16 @@ class Evaluator:
         if self._directions is None:
             energy, force = self._potential.energy_and_forces(graphs)
             return float(energy.detach()) + float(graphs.isolated[0]), force.numpy().astype(float)
-        total, slope, gradient = self._potential._derivatives(graphs)
-        self.changes = (self._directions @ gradient[self._columns]).double().numpy()
-        return total, -slope.numpy().astype(float)
+        found = self._potential._derivatives(graphs)
+        self.changes = (self._directions @ found.gradient[self._columns]).double().numpy()
+        return found.energy, found.forces
 
 
 def _split(values: torch.Tensor, sizes: tuple[int, ...]) -> tuple[np.ndarray, ...]:
     arrays = values.detach().numpy().astype(np.float64)
     return tuple(np.split(arrays, np.cumsum(sizes)[:-1]))
+
+
+def _stress(slope: torch.Tensor, graphs: GraphBatch) -> np.ndarray:
+    """Return the stress (S, 3, 3), eV/Å³, from ∂E/∂strain; nan where there is no volume."""
+    return slope.detach().numpy().astype(np.float64) / graphs.volumes[:, None, None]

@@ -44,28 +44,34 @@ class Members:
         self.stack: int | None = None
         self._measured_for = (0, 0, 0)
 
-    def __call__(self, structure: Structure, thetas: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-        """Return interaction energies (M,), eV, and forces (M, N, 3), eV/Å, of `thetas` (M, P)."""
-        energies, forces = self._evaluate(self._potential.graphs([structure]), thetas)
-        return energies.double().numpy(), forces.double().numpy()
+    def __call__(
+        self, structure: Structure, thetas: torch.Tensor
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """Return energies (M,), forces (M, N, 3) and stress (M, 3, 3) of `thetas` (M, P).
+
+        Interaction energies, eV; eV/Å; eV/Å³, None unless the structure is a crystal.
+        """
+        graphs = self._potential.graphs([structure])
+        energies, forces, strain = self._evaluate(graphs, thetas)
+        stress = strain.double().numpy() / structure.volume if structure.is_bulk else None
+        return energies.double().numpy(), forces.double().numpy(), stress
 
     def slopes(
         self, structure: Structure, theta: torch.Tensor, directions: torch.Tensor
-    ) -> np.ndarray:
-        """Return ∂F/∂θ along `directions` (M, P) at `theta`: (M, N, 3), eV/Å.
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return ∂F/∂θ (M, N, 3), eV/Å, and ∂σ/∂θ (M, 3, 3), eV/Å³, of crystals.
 
-        By central differences: two evaluations for each direction, where the exact derivative
-        takes five and more.
+        At `theta` (P,), along `directions` (M, P). By central differences: two evaluations for
+        each direction, where the exact derivative takes five and more.
         """
         steps = STEP * directions
-        _, forces = self(structure, torch.cat([theta + steps, theta - steps]))
-        ahead, behind = np.split(forces, 2)
-        return (ahead - behind) / (2 * STEP)
+        _, forces, stress = self(structure, torch.cat([theta + steps, theta - steps]))
+        return _difference(forces), None if stress is None else _difference(stress)
 
     def _evaluate(
         self, graphs: GraphBatch, thetas: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return energies (M,) and forces (M, N, 3), in stacks."""
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return energies (M,), forces (M, N, 3) and ∂E/∂strain (M, 3, 3), in stacks."""
         n, edges = len(thetas), len(graphs.senders)
         measured, *rest = self._measured_for
         if (
@@ -76,8 +82,8 @@ class Members:
             self._measured_for = (edges, n, torch.get_num_threads())
         assert self.stack is not None
         parts = [self._stacked(graphs, part) for part in thetas.split(self.stack)]
-        energies, forces = zip(*parts, strict=True)
-        return torch.cat(energies), torch.cat(forces)
+        energies, forces, strain = zip(*parts, strict=True)
+        return torch.cat(energies), torch.cat(forces), torch.cat(strain)
 
     def _measured(self, graphs: GraphBatch, thetas: torch.Tensor) -> int:
         """Return the size of stack that takes the least time for each member."""
@@ -105,19 +111,33 @@ class Members:
 
     def _stacked(
         self, graphs: GraphBatch, thetas: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return energies (K,) and forces (K, N, 3) of K members as one stack."""
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return energies (K,), forces (K, N, 3) and ∂E/∂strain (K, 3, 3) of one stack.
+
+        The last is zero for what is no crystal.
+        """
         k = len(thetas)
         copies = graphs.repeated(k)
         copies.positions.requires_grad_(True)
+        strain = torch.zeros(k, 3, 3, dtype=thetas.dtype)
+        if np.isfinite(graphs.volumes).all():
+            copies.strain = strain.requires_grad_(True)
         parts = [part.view(k, -1, *part.shape[1:]) for part in self._potential.geometry(copies)]
         if k == 1:
             energies = self._network.energy(thetas[0], graphs, [part[0] for part in parts])[None]
         else:
             in_dims: Any = (0, None, [0] * len(parts))
             energies = torch.func.vmap(self._network.energy, in_dims=in_dims)(thetas, graphs, parts)
-        (slope,) = torch.autograd.grad(energies.sum(), copies.positions)
-        return energies.detach(), -slope.view(k, -1, 3)
+        wanted = [copies.positions, *([] if copies.strain is None else [copies.strain])]
+        slope, *stretch = torch.autograd.grad(energies.sum(), wanted)
+        found = stretch[0] if stretch else strain
+        return energies.detach(), -slope.view(k, -1, 3), found
+
+
+def _difference(values: np.ndarray) -> np.ndarray:
+    """Return the slopes from values ahead, then behind, by `STEP`."""
+    ahead, behind = np.split(values, 2)
+    return (ahead - behind) / (2 * STEP)
 
 
 class _Network(torch.nn.Module):

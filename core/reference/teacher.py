@@ -55,16 +55,17 @@ class TeacherReference:
             ) from error
 
     def compute(self, structure: Structure) -> Label:
-        """Return the teacher's energy and forces; raise `LabelError` as `check` does."""
+        """Return the teacher's energy, forces and stress; raise `LabelError` as `check` does."""
         self.check(structure)
         started = time.perf_counter()
-        predicted = self.warm().predict([structure])
+        predicted = self.warm().predict([structure], stress=structure.is_bulk)
         return Label(
             structure=structure,
             energy=float(predicted.energies[0]),
             forces=predicted.forces[0],
             fingerprint=self.fingerprint,
             wall_s=time.perf_counter() - started,
+            stress=predicted.stress[0] if structure.is_bulk else None,
         )
 
     def warm(self) -> Any:

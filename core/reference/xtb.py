@@ -98,6 +98,7 @@ class XtbReference:
             forces=-result.get("gradient") * (HARTREE / BOHR),
             fingerprint=self.fingerprint,
             wall_s=time.perf_counter() - started,
+            stress=result.get("virial") * HARTREE / structure.volume if periodic else None,
         )
 
 

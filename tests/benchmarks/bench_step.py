@@ -127,7 +127,7 @@ def with_members(atoms: ase.Atoms, potential: TorchPotential, *, stacked: bool) 
         members._measured = lambda *_: 1
 
     def evaluate(positions: np.ndarray) -> tuple[float, np.ndarray]:
-        energies, forces = members(structure.moved(positions), thetas)
+        energies, forces, _ = members(structure.moved(positions), thetas)
         return float(energies.mean()), forces.mean(0)
 
     return _dynamics(structure, evaluate).run

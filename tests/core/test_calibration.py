@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from core.calibration import Calibration, EnergyCalibration, ForceCalibration
+from core.calibration import Calibration, EnergyCalibration, LargestCalibration
 
 
 def test_without_labels_trust_needs_sigma_below_0122_of_the_tolerance():
@@ -33,7 +33,7 @@ def test_interval_covers_as_asked_once_labels_have_come_in(true_scale, rng):
 
 
 def test_force_bound_is_infinite_until_two_labels_and_then_the_conformal_rank():
-    calibration = ForceCalibration(window=60)
+    calibration = LargestCalibration(window=60)
     assert calibration.update(1.0).bound(0.1, 0.95) == math.inf
     for ratio in range(1, 40):
         calibration = calibration.update(float(ratio))
@@ -43,7 +43,7 @@ def test_force_bound_is_infinite_until_two_labels_and_then_the_conformal_rank():
 def test_force_bound_covers_exchangeable_ratios(rng):
     hits = []
     for _ in range(300):
-        calibration = ForceCalibration()
+        calibration = LargestCalibration()
         draws = rng.lognormal(0.0, 0.4, size=16)
         for ratio in draws[:-1]:
             calibration = calibration.update(ratio)
@@ -62,7 +62,7 @@ def test_assessment_names_every_tolerance_that_may_break():
 
 
 def test_old_labels_are_forgotten_where_the_weights_keep_changing():
-    energy, force = EnergyCalibration(memory=10.0), ForceCalibration(window=20)
+    energy, force = EnergyCalibration(memory=10.0), LargestCalibration(window=20)
     for z in [8.0] * 10 + [0.5] * 60:
         energy, force = energy.update(z), force.update(z)
     assert energy.scale < 1.5 and force.factor(0.95) == pytest.approx(0.5)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from core.calibration import Calibration, EnergyCalibration, ForceCalibration
+from core.calibration import Calibration, EnergyCalibration, LargestCalibration
 from core.campaign import quality
 from core.campaign.learner import calibration_to_dict
 from core.campaign.reader import CampaignReader
@@ -14,7 +14,7 @@ from core.campaign.store import LabelRow
 from core.units import KCAL_PER_MOL
 
 STOOD = Calibration(
-    EnergyCalibration(weight=30.0, sum_z2=120.0), ForceCalibration(tuple(np.log([1.0, 2.0, 3.0])))
+    EnergyCalibration(weight=30.0, sum_z2=120.0), LargestCalibration(tuple(np.log([1.0, 2.0, 3.0])))
 )
 NU, SCALE = STOOD.energy.degrees_of_freedom, STOOD.energy.scale
 SIGMA = 0.01

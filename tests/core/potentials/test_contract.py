@@ -7,7 +7,7 @@ from scipy.spatial.transform import Rotation
 
 from core.errors import ModelError
 from core.potentials.lennard_jones import LennardJones
-from core.structures import Structure
+from core.structures import VOIGT, Structure, to_voigt
 
 
 def tiny_mace():
@@ -83,16 +83,73 @@ def test_rows_equal_finite_differences_in_the_weights(potential, molecule):
 def test_slopes_along_directions_are_the_force_rows_times_them(potential, molecule):
     rows = potential.rows(molecule)
     directions = 0.02 * torch.randn(3, potential.n_parameters, dtype=potential.dtype)
-    slopes = potential.members().slopes(molecule, potential.get_theta(), directions)
+    slopes, _ = potential.members().slopes(molecule, potential.get_theta(), directions)
     np.testing.assert_allclose(slopes.reshape(3, -1), directions @ rows[1:].T, rtol=1e-3, atol=1e-3)
 
 
-def test_the_energy_gradient_is_the_energy_row(potential, molecule):
-    energy, forces, gradient = potential.energy_gradient(molecule)
+def test_one_backward_pass_gives_energy_forces_and_the_energy_row(potential, molecule):
+    found = potential.derivatives(molecule)
     out = potential.predict([molecule])
-    assert energy == pytest.approx(out.energies[0])
-    np.testing.assert_allclose(forces, out.forces[0], atol=1e-12)
-    torch.testing.assert_close(gradient, potential.rows(molecule)[0])
+    assert found.energy == pytest.approx(out.energies[0])
+    np.testing.assert_allclose(found.forces, out.forces[0], atol=1e-12)
+    torch.testing.assert_close(found.gradient, potential.rows(molecule)[0])
+    assert found.stress is None
+
+
+def crystal(rng):
+    cell = np.array([[3.4, 0.2, 0.0], [0.0, 3.6, 0.1], [0.3, 0.0, 3.5]])
+    positions = np.array([[0.0, 0, 0], [1.6, 1.7, 0.2], [0.2, 1.8, 1.7]])
+    return Structure(
+        np.array([6, 8, 1]), positions + 0.1 * rng.standard_normal((3, 3)), cell, (True,) * 3
+    )
+
+
+def strained(structure, strain):
+    deformation = np.eye(3) + strain
+    return Structure(
+        structure.numbers,
+        structure.positions @ deformation,
+        structure.cell @ deformation,
+        structure.pbc,
+    )
+
+
+def test_stress_is_the_derivative_of_the_energy_by_strain(potential, rng):
+    bulk, h = crystal(rng), 1e-5
+    stress = potential.predict([bulk], stress=True).stress[0]
+    np.testing.assert_allclose(stress, stress.T)
+    np.testing.assert_allclose(potential.derivatives(bulk).stress, stress)
+    assert np.abs(stress).max() > 1e-4
+    for i, j in VOIGT:
+        strain = np.zeros((3, 3))
+        strain[i, j] += h / 2
+        strain[j, i] += h / 2
+        ahead, behind = potential.predict(
+            [strained(bulk, strain), strained(bulk, -strain)], forces=False
+        ).energies
+        assert stress[i, j] == pytest.approx((ahead - behind) / (2 * h) / bulk.volume, abs=1e-7)
+
+
+def test_stress_rows_and_slopes_are_derivatives_in_the_weights(potential, rng):
+    bulk, theta, h = crystal(rng), potential.get_theta(), 1e-5
+    rows = potential.rows(bulk, stress=True)
+    assert rows.shape == (1 + 9 + 6, potential.n_parameters)
+    torch.testing.assert_close(rows[:10], potential.rows(bulk))
+    direction = 0.02 * torch.randn(2, potential.n_parameters, dtype=potential.dtype)
+    found = []
+    for sign in (1, -1):
+        potential.set_theta(theta + sign * h * direction[0])
+        found.append(to_voigt(potential.predict([bulk], stress=True).stress[0]))
+    potential.set_theta(theta)
+    numeric = (found[0] - found[1]) / (2 * h)
+    np.testing.assert_allclose(rows[10:] @ direction[0], numeric, rtol=1e-4, atol=1e-8)
+    _, slopes = potential.members().slopes(bulk, theta, direction)
+    np.testing.assert_allclose(to_voigt(slopes[0]), numeric, rtol=1e-2, atol=1e-5)
+
+
+def test_what_is_no_crystal_has_no_stress(potential, molecule, rng):
+    found = potential.predict([molecule, crystal(rng)], stress=True).stress
+    assert np.isnan(found[0]).all() and np.isfinite(found[1]).all()
 
 
 @pytest.mark.parametrize("size", [1, 2, 5])
@@ -102,7 +159,7 @@ def test_members_in_stacks_agree_with_each_weight_vector_put_in_force(
     members, theta = potential.members(), potential.get_theta()
     monkeypatch.setattr(members, "_measured", lambda *_: size)
     thetas = theta + 0.05 * torch.randn(5, len(theta), dtype=theta.dtype)
-    energies, forces = members(molecule, thetas)
+    energies, forces, _ = members(molecule, thetas)
     assert members.stack == size
     for k in range(5):
         potential.set_theta(thetas[k])
@@ -117,7 +174,7 @@ def test_members_in_stacks_agree_with_each_weight_vector_put_in_force(
 def test_forces_of_members_are_the_derivative_of_their_mean_energy(potential, molecule):
     members, theta, h = potential.members(), potential.get_theta(), 1e-5
     thetas = theta + 0.05 * torch.randn(4, len(theta), dtype=theta.dtype)
-    _, forces = members(molecule, thetas)
+    _, forces, _ = members(molecule, thetas)
     step = np.zeros_like(molecule.positions)
     step[2, 1] = h
     ahead, behind = (
