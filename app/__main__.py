@@ -284,7 +284,7 @@ def _report_lines(figures: dict[str, Any]) -> list[str]:
 
 
 def _audit_lines(figures: dict[str, Any]) -> list[str]:
-    from core.units import KCAL_PER_MOL
+    from core.units import GPA, KCAL_PER_MOL
 
     def kcal(energy: float) -> str:
         return f"{energy / KCAL_PER_MOL:.3f} kcal/mol"
@@ -304,6 +304,12 @@ def _audit_lines(figures: dict[str, Any]) -> list[str]:
     ]
     if figures["force_within_tolerance"] is not None:
         shown[-2] += f", {100 * figures['force_within_tolerance']:.1f} % within tolerance"
+    if figures["stress_within_tolerance"] is not None:
+        shown.insert(
+            -1,
+            f"stress     mean largest error {figures['stress_mean_max_error'] / GPA:.3f} GPa, "
+            f"{100 * figures['stress_within_tolerance']:.1f} % within tolerance",
+        )
     if figures["failed"]:
         shown.append(f"failed     {figures['failed']} frames the reference could not compute")
     return shown

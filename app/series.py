@@ -14,8 +14,8 @@ import numpy as np
 from core import geometry
 from core.campaign.reader import CampaignReader
 
-NUMBERS = ("energy", "offset", "temperature", "energy_bound", "force_bound")
-"""Columns of numbers: eV, eV, K, eV, eV/Å."""
+NUMBERS = ("energy", "offset", "temperature", "energy_bound", "force_bound", "stress_bound")
+"""Columns of numbers: eV, eV, K, eV, eV/Å, eV/Å³."""
 KINDS = ("untrusted", "trusted", "flagged")
 """What a frame was when it was written; `kind` is an index into this."""
 

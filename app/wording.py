@@ -181,9 +181,11 @@ def reasons(query: Query) -> str:
         said.append("the energy")
     if "force" in query.reasons:
         said.append("a force")
+    if "stress" in query.reasons:
+        said.append("the stress")
     if not said:
         return "The model has since learned enough: this frame is within the tolerances."
-    what = " and ".join(said)
+    what = f"{', '.join(said[:-1])} and {said[-1]}" if said[1:] else said[0]
     return f"{what[0].upper()}{what[1:]} may be off by more than the tolerance."
 
 

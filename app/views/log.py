@@ -21,6 +21,7 @@ from app.widgets.form import FIELDS, LABEL_HIDDEN, label_of, text_of
 from app.wording import count, duration
 from core.campaign import events as ev
 from core.campaign.state import Query
+from core.units import GPA
 
 SLICE = 400
 """Events read at one look, so that a long journal does not hold up the page."""
@@ -289,6 +290,7 @@ def _checked(event: Any, frames: Names) -> str:
     bounds = {
         "energy": f"energy ± {wording.figures(energy)} kcal/mol",
         "force": f"largest force ± {wording.figures(force)} eV/Å",
+        "stress": f"stress ± {wording.figures((event.stress_bound or 0) / GPA)} GPa",
     }
     return f"{step} flagged: {', '.join(bounds[reason] for reason in event.reasons)}."
 

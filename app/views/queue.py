@@ -21,6 +21,7 @@ from app.wording import kcal
 from core.campaign import events as ev
 from core.campaign.state import LABELLED, Query, State
 from core.structures import rmsd
+from core.units import GPA
 
 MODE = "labelling.mode"
 MODES_WIDTH = 262
@@ -350,8 +351,8 @@ def _nothing(glance: Glance) -> str:
 def _short(q: Query) -> str:
     if q.failure and q.status in ("failed", "skipped"):
         return q.failure
-    names = {"initial": "first frames", "energy": "energy", "force": "force", "periodic": "in turn"}
-    why = " and ".join(names[r] for r in q.reasons)
+    names = {"initial": "first frames", "periodic": "in turn"}
+    why = " and ".join(names.get(r, r) for r in q.reasons)
     if q.decided_by is None:
         return why
     at = time.strftime("%H:%M:%S", time.localtime(q.decided_at))
@@ -390,6 +391,10 @@ def _figures(glance: Glance, q: Query, near: str) -> str:
             ("Largest force error", _bound(q.force_bound, q.force_tolerance, "eV/Å")),
             ("Energy within", likely),
         ]
+        if q.stress_bound is not None:
+            tolerance = glance.state.stress_tolerance
+            limit = None if tolerance is None else tolerance / GPA
+            rows.insert(2, ("Largest stress error", _bound(q.stress_bound / GPA, limit, "GPa")))
     rows.append(("Cost of a label", wording.cost(glance)))
     if near:
         rows.append(("Nearest label", near))

@@ -36,6 +36,7 @@ from app.wording import kcal
 from core import geometry
 from core.campaign.state import LABELLED, Query
 from core.structures import Structure
+from core.units import GPA
 
 POINTS = 2000
 """Points of a trace on the screen, at most; beyond them it is thinned again."""
@@ -46,7 +47,7 @@ MARKS = 150
 NEAR_PX = 12
 """A click so near to a mark means the mark."""
 
-BOUNDS = ("energy_bound", "force_bound")
+BOUNDS = ("energy_bound", "force_bound", "stress_bound")
 _LEVELS = (2.5, 5.0, 10.0, 20.0, 50.0)
 """Upper end of an axis of bounds, in tolerances: the first that holds nine frames of ten."""
 
@@ -88,6 +89,8 @@ TRACES = (
     Trace("energy_bound", "Error bound of the energy", "kcal/mol", 2),
     Trace("force_bound", "Error bound of the largest force", "eV/Å", 2),
 )
+STRESS = Trace("stress_bound", "Error bound of the stress", "GPa", 2)
+"""Shown too where there is a tolerance on it."""
 
 
 def reach(step: int, end: float) -> float:
@@ -112,7 +115,9 @@ class Traces(pn.viewable.Viewer):
         self._palette = theme.LIGHT
         self._glance: Glance | None = None
         self._moving = False
-        names = (*(trace.column for trace in TRACES), "coordinate")
+        crystal = campaign.glance().state.stress_tolerance is not None
+        traces = (*TRACES, STRESS) if crystal else TRACES
+        names = (*(trace.column for trace in (*TRACES, STRESS)), "coordinate")
         empty: dict[str, list[float]] = {name: [] for name in ("step", *names, "status")}
         self._kept, self._gone = ColumnDataSource(empty), ColumnDataSource(empty)
         self._marks = ColumnDataSource(_no_marks(names))
@@ -120,8 +125,9 @@ class Traces(pn.viewable.Viewer):
         self._x: Any = Range1d(start=0, end=100, min_interval=20)
         self._plots = {
             trace.column: Plot(trace, self._kept, self._gone, self._marks, self._x, self._clicked)
-            for trace in (_coordinate((), campaign.structure), *TRACES)
+            for trace in (_coordinate((), campaign.structure), *traces)
         }
+        self._plots[traces[-1].column].figure.xaxis.visible = True  # one for all, at the bottom
         for end in ("start", "end"):
             self._x.on_change(end, self._moved_by_hand)
         self._follow = pmui.Button(
@@ -214,6 +220,7 @@ class Traces(pn.viewable.Viewer):
             "temperature": series["temperature"][rows].astype("<f4"),
             "energy_bound": kcal(bounds["energy_bound"]).astype("<f4"),
             "force_bound": bounds["force_bound"].astype("<f4"),
+            "stress_bound": (bounds["stress_bound"] / GPA).astype("<f4"),
             "coordinate": _padded(coordinate, len(series))[rows].astype("<f4"),
         }
 
@@ -267,9 +274,11 @@ class Traces(pn.viewable.Viewer):
         columns = self._numbers(inside, self._coordinate_values())
         first = series.trusted_from
         edge = self._x.end if first is None else float(series["step"][first])
+        stress = state.stress_tolerance
         limits = {
             "energy_bound": kcal(state.energy_tolerance), "force_bound": state.force_tolerance,
             "temperature": state.settings.dynamics.temperature_K,
+            "stress_bound": None if stress is None else stress / GPA,
         }  # fmt: skip
         for name, plot in self._plots.items():
             values = columns[name]
@@ -375,7 +384,7 @@ class Plot:
             min_border_right=14, min_border_top=4, min_border_bottom=6, min_height=40,
         )  # fmt: skip
         self.figure.xgrid.visible = False
-        self.figure.xaxis.visible = self.column == TRACES[-1].column  # one for all, at the bottom
+        self.figure.xaxis.visible = False
         self.figure.yaxis.ticker = BasicTicker(desired_num_ticks=2)
         self.figure.xaxis.formatter = CustomJSTickFormatter(code=f"return tick{_THOUSANDS}")
         self._lost = self.figure.line("step", self.column, source=gone, line_width=1.2)
