@@ -13,7 +13,8 @@ from core.worker import LOG
 from .test_wording import glance, query
 
 VALUES = {
-    "int": 3, "float": 0.5, "float | None": 0.5, "tuple[int, ...]": (1, 2), "tuple[str, ...]": ("energy",),
+    "int": 3, "float": 0.5, "float | None": 0.5, "tuple[int, ...]": (1, 2),
+    "tuple[str, ...]": ("energy",),
     "dict[str, Any]": {}, "Any": 300.0,
 }  # fmt: skip
 """Type of a field -> a value; text for all others."""
