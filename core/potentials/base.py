@@ -23,6 +23,9 @@ from core.potentials.members import Members
 from core.potentials.neighbours import Edges, SkinList, neighbour_list
 from core.structures import VOIGT, Structure
 
+ROW_EDGES, LEAST_ROWS = 30_000, 4
+"""Rows are taken together while rows × edges stay below this, so that they fit the cache."""
+
 
 @dataclass
 class GraphBatch:
@@ -287,7 +290,11 @@ class TorchPotential(ABC):
         out = torch.empty(1 + n, self.n_parameters, dtype=self.dtype)
         self._fill(out[:1], energy, torch.ones(1, 1, dtype=self.dtype))
         if values:
-            self._fill(out[1:], torch.cat(values), torch.eye(n, dtype=self.dtype))
+            together, ones = torch.cat(values), torch.eye(n, dtype=self.dtype)
+            chunk = max(LEAST_ROWS, ROW_EDGES // max(len(graphs.senders), 1))
+            for start in range(0, n, chunk):
+                part = slice(start, start + chunk)
+                self._fill(out[1:][part], together, ones[part])
         return out
 
     def _fill(self, out: torch.Tensor, values: torch.Tensor, vectors: torch.Tensor) -> None:

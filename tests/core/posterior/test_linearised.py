@@ -128,6 +128,64 @@ def test_leave_one_out_equals_leaving_one_out(rng):
     assert errors[0] == pytest.approx(direct, rel=0.1, abs=2e-6)
 
 
+def crystals(rng, n):
+    corners = np.array([[0, 0, 0], [0, 1, 1], [1, 0, 1], [1, 1, 0]]) * 2.65
+    return tuple(
+        Structure(
+            np.full(4, 18), corners + 0.15 * rng.standard_normal((4, 3)),
+            np.eye(3) * 5.3 * (1 + 0.02 * rng.standard_normal()), (True,) * 3,
+        )
+        for _ in range(n)
+    )  # fmt: skip
+
+
+def with_stress(structures, teacher=None):
+    out = (teacher or LennardJones(epsilon=0.012, sigma=3.35)).predict(structures, stress=True)
+    return LabelSet(structures, out.energies, out.forces, tuple(out.stress))
+
+
+NOISE_S = 2e-5
+
+
+def test_stress_is_learned_and_its_uncertainty_is_the_closed_form(rng):
+    posterior = make(bias_std=1e-9, noise_stress=NOISE_S)
+    labels = with_stress(crystals(rng, 3))
+    state, _ = posterior.update(posterior.init(rng), labels, rng)
+    assert len(state.rows) == 3 * (1 + 12 + 6)
+    np.testing.assert_allclose(state.theta.exp(), [0.012, 3.35], rtol=1e-2)
+    test = crystals(rng, 1)[0]
+    spread = posterior.spread(state, test)
+    J = dense(state.rows)[:, :-1]
+    precision = torch.diag(1 / state.noise**2)
+    C = torch.linalg.inv(J.T @ precision @ J + torch.eye(2, dtype=J.dtype) / S**2)
+    rows = posterior.potential.rows(test, forces=False, stress=True)[1:]
+    exact = (rows @ C @ rows.T).diagonal().sqrt().max()
+    assert spread.sigma_stress == pytest.approx(float(exact), rel=0.5)  # eight members
+    truth = with_stress((test,)).stress[0]
+    np.testing.assert_allclose(spread.stress, truth, atol=5 * NOISE_S)
+
+
+def test_stress_narrows_what_energies_and_forces_leave_open(rng):
+    plain, tense = make(members=200), make(members=200, noise_stress=NOISE_S / 100)
+    labels = with_stress(crystals(rng, 2))
+    sigma = []
+    for posterior in (plain, tense):
+        state, _ = posterior.update(posterior.init(rng), labels, rng)
+        sigma.append(posterior.members(state).std(0).max())
+    assert sigma[1] < 0.7 * sigma[0]
+
+
+def test_leaving_one_out_scores_the_stress_too(rng):
+    posterior = make(members=4, noise_stress=NOISE_S)
+    labels = with_stress(crystals(rng, 4))
+    state, _ = posterior.update(posterior.init(rng), labels, rng)
+    _, _, forces, stress = posterior.leave_one_out(state, labels)
+    assert stress.shape == (4,) and (stress > 0).all() and np.isfinite(forces).all()
+    plain = make(members=4)
+    state, _ = plain.update(plain.init(rng), labels, rng)
+    assert np.isnan(plain.leave_one_out(state, labels)[3]).all()
+
+
 def test_saved_and_restored_states_agree(rng, tmp_path):
     posterior = make(members=16)
     labels = labelled(clusters(rng, 3))
