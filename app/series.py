@@ -143,7 +143,12 @@ class Series:
         limit = min(CHUNK, self._size - start)
         _, positions = self._reader.positions_since(last, atoms, limit)
         structure = self._reader.structure
-        return geometry.coordinate(positions, structure.cell, structure.pbc)
+        if self._reader.settings.dynamics.ensemble != "npt":
+            return geometry.coordinate(positions, structure.cell, structure.pbc)
+        scales = self._reader.scales_since(last, limit)
+        shrunk = positions / scales[:, None, None]
+        values = geometry.coordinate(shrunk, structure.cell, structure.pbc)
+        return values * scales if len(atoms) == 2 else values
 
 
 def _kinds(names: np.ndarray) -> np.ndarray:

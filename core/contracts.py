@@ -234,12 +234,14 @@ class Evaluator(Protocol):
 
     Attributes:
         changes: (M,) ∂E/∂θ along the directions watched, eV, at the last positions, or None.
+        stress: (3, 3), eV/Å³, at the last positions, if the cell was given with them.
     """
 
     changes: Array | None
+    stress: Array | None
 
-    def __call__(self, positions: Array) -> tuple[float, Array]:
-        """Return the energy, eV, and the forces (N, 3), eV/Å."""
+    def __call__(self, positions: Array, cell: Array | None = None) -> tuple[float, Array]:
+        """Return the energy, eV, and the forces (N, 3), eV/Å; with a `cell`, set `stress` too."""
         ...
 
     def watch(self, directions: torch.Tensor | None) -> None:

@@ -94,8 +94,11 @@ class PotentialSettings(_Section):
 class DynamicsSettings(_Section):
     """Molecular dynamics."""
 
-    ensemble: Literal["langevin", "nose-hoover", "nve"] = Field(
-        "langevin", title="Ensemble", description="Thermostat, or nve for constant energy."
+    ensemble: Literal["langevin", "nose-hoover", "npt", "nve"] = Field(
+        "langevin",
+        title="Ensemble",
+        description="Thermostat; npt for a crystal whose volume answers to the pressure; nve for "
+        "constant energy.",
     )
     temperature_K: float = Field(
         300.0, gt=0, le=10_000, description="Temperature.", json_schema_extra=_live(unit="K")
@@ -106,6 +109,10 @@ class DynamicsSettings(_Section):
     friction_per_fs: float = Field(
         0.01, gt=0, le=1, description="Langevin friction.", json_schema_extra={"unit": "1/fs"}
     )
+    pressure: Stress = Field(
+        0.0, ge=-1, le=10, title="Pressure", description="Pressure of the npt ensemble.",
+        json_schema_extra={"unit": "eV/Å³"},
+    )  # fmt: skip
     steps: int = Field(
         5000, ge=1, le=100_000_000, description="Steps to run.", json_schema_extra=_live()
     )
@@ -383,6 +390,16 @@ def structure_of(settings: Settings) -> Structure:
         raise InputError(
             f"trust.stress_tolerance is for crystals, but {structure.formula} does not repeat in "
             "all three directions; leave it out, or give a structure with a cell."
+        )
+    if settings.dynamics.ensemble == "npt" and not structure.is_bulk:
+        raise InputError(
+            f"dynamics.ensemble 'npt' is for crystals, but {structure.formula} does not repeat in "
+            "all three directions; use 'langevin' or 'nose-hoover'."
+        )
+    if settings.dynamics.ensemble == "npt" and structure.fixed:
+        raise InputError(
+            f"dynamics.ensemble 'npt' moves all atoms, but {len(structure.fixed)} are fixed; use "
+            "'langevin' or 'nose-hoover'."
         )
     return structure
 

@@ -106,10 +106,11 @@ class Structure:
         """Volume of the cell, Å³; nan unless the structure repeats in all three directions."""
         return abs(float(np.linalg.det(self.cell))) if self.is_bulk else float("nan")
 
-    def moved(self, positions: np.ndarray) -> Structure:
-        """Return the same atoms at other positions (N, 3)."""
+    def moved(self, positions: np.ndarray, cell: np.ndarray | None = None) -> Structure:
+        """Return the same atoms at other positions (N, 3), in another cell (3, 3) if given."""
         return Structure(
-            self.numbers, np.array(positions, dtype=float), self.cell, self.pbc,
+            self.numbers, np.array(positions, dtype=float),
+            self.cell if cell is None else np.array(cell, dtype=float), self.pbc,
             self.charge, self.spin, self.fixed,
         )  # fmt: skip
 

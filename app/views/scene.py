@@ -100,7 +100,7 @@ class Scene(pn.viewable.Viewer):
         if self._frame is None and live is not None and live.timestamp != self._shown:
             self._shown = live.timestamp
             known = bounds(live.sigma_atoms, live.force_bound, glance.state.trusted)
-            self._molecule.move(live.positions, known)
+            self._molecule.move(live.positions, known, live.cell)
         if time.monotonic() - self._looked > LINE_S:
             self._looked = time.monotonic()
             self._update_line(glance)
@@ -197,7 +197,7 @@ class Scene(pn.viewable.Viewer):
 
     def _draw(self, frame: Frame) -> None:
         known = bounds(frame.sigma_atoms, frame.force_bound, frame.kind != KINDS[0])
-        self._molecule.move(frame.positions, known)
+        self._molecule.move(frame.positions, known, frame.cell)
 
     def _show_query(self, query_id: int | None) -> None:
         state = self._campaign.glance().state

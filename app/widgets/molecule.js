@@ -208,7 +208,7 @@ function solidScene(NGL, holder) {
   const canvas = stage.viewer.renderer.domElement;
   listenOnCanvas(stage.mouseObserver, canvas);
   for (const pick of ["hoverPick", "clickPick-left", "clickPick-middle", "clickPick-right"]) stage.mouseControls.remove(pick);
-  let atoms, sticks, frame = [], fitted = false, nAtoms = 0, nSticks = 0;
+  let atoms, sticks, boxed, frame = [], fitted = false, nAtoms = 0, nSticks = 0;
 
   const layer = (name, buffer) => {
     const shape = new NGL.Shape(name, { disableImpostor: false });
@@ -233,7 +233,7 @@ function solidScene(NGL, holder) {
     kind: "ngl", canvas,
     setup(s) {
       gone(atoms); gone(sticks); frame.forEach(gone);
-      atoms = sticks = undefined; frame = []; fitted = false; nAtoms = nSticks = 0;
+      atoms = sticks = boxed = undefined; frame = []; fitted = false; nAtoms = nSticks = 0;
       if (s.cell.length === 9) {
         const lines = edges(s.cell), grey = new Float32Array(3 * lines.length).fill(0.55);
         frame = [layer("cell", new NGL.CylinderBuffer({ position1: new Float32Array(lines.map((l) => l[0]).flat()), position2: new Float32Array(lines.map((l) => l[1]).flat()),
@@ -252,6 +252,11 @@ function solidScene(NGL, holder) {
         nSticks = s.bonds.length;
         sticks = nSticks ? layer("bonds", new NGL.CylinderBuffer(arrays, {})) : undefined;
       } else if (nSticks) sticks.buffer.setAttributes(arrays);
+      if (frame.length && s.cell !== boxed) {
+        boxed = s.cell;
+        const lines = edges(boxed);
+        frame[0].buffer.setAttributes({ position1: new Float32Array(lines.map((l) => l[0]).flat()), position2: new Float32Array(lines.map((l) => l[1]).flat()) });
+      }
       if (!fitted) { fitted = true; this.fit(s); if (s.camera) this.turn(s.camera); }
       now(stage.viewer);
     },
@@ -469,7 +474,7 @@ export async function render({ model, el }) {
   function mark() {
     if (!now) return;
     const picked = model.picked.filter((i) => i < now.radii.length), kind = KINDS[picked.length];
-    const text = kind ? `${coordinate(picked, now.raw, model.cell, model.pbc).toFixed(kind[2])} ${kind[1]}` : "";
+    const text = kind ? `${coordinate(picked, now.raw, now.cell, model.pbc).toFixed(kind[2])} ${kind[1]}` : "";
     words.ringsOf(picked.map((i) => { const at = holder.project(i); return { ...at, radius: at.pixels * (BALL * now.radii[i] + 0.1) + 3 }; }), text);
     say(text);
   }
@@ -509,12 +514,13 @@ export async function render({ model, el }) {
   function draw() {
     pending = 0;
     const raw = floats(model.positions), n = model.symbols.length;
+    const cell = model.box.length === 9 ? model.box : model.cell;
     if (!n || raw.length !== 3 * n) return;
     values = floats(model.values);
     const before = known;
     known = values.length === n && values.every(Number.isFinite);
     const old = new Set(stale ? [] : now?.bonds ?? []);
-    now = { raw, positions: placed(raw, model.cell, model.pbc), radii: model.radii, cell: model.cell, view: model.view, camera: stale ? kept.stored() : null };
+    now = { raw, positions: placed(raw, cell, model.pbc), radii: model.radii, cell, view: model.view, camera: stale ? kept.stored() : null };
     now.bonds = bonds(now.positions, now.radii, old);
     now.colors = colors();
     if (stale) { scene.setup(now); stale = false; }
@@ -527,7 +533,7 @@ export async function render({ model, el }) {
   const retopology = () => { stale = true; soon(); };
   const repaint = () => { scene.paint(model.canvas_color); words.legendOf(model, known); words.noteOf(model, scene); soon(); };
 
-  for (const name of ["positions", "values"]) model.on(name, soon);
+  for (const name of ["positions", "values", "box"]) model.on(name, soon);
   for (const name of ["symbols", "cell", "pbc"]) model.on(name, retopology);
   for (const name of ["picked", "traced"]) model.on(name, mark);
   for (const name of ["dark", "canvas_color", "colour_by", "value_max", "value_mark", "value_title", "note"]) model.on(name, repaint);

@@ -64,6 +64,7 @@ class Molecule(JSComponent):
     radii = param.List(doc="Covalent radius of each atom, Å.")
     element_colors = param.List(doc="Red, green, blue of each atom's element, 0 to 1.")
     cell = param.List(doc="Lattice vectors, nine numbers in Å; empty for a molecule.")
+    box = param.List(doc="The same of the frame shown, where the cell changes; else empty.")
     pbc = param.List(default=[False] * 3, doc="Which lattice vectors are periods.")
     view = param.List(doc="First orientation of the camera, row-major 3x3.")
     positions = param.Bytes(doc="(N, 3) float32, Å.")
@@ -106,6 +107,7 @@ class Molecule(JSComponent):
             radii=[float(ase.data.covalent_radii[z]) for z in numbers],
             element_colors=[[float(c) for c in element_color(z)] for z in numbers],
             cell=[] if cell is None else ase.cell.Cell(cell).complete().ravel().tolist(),
+            box=[],
             pbc=[False] * 3 if cell is None else [bool(p) for p in pbc],
             picked=[],
             view=principal_view(positions) if cell is None else list(TILTED),
@@ -113,11 +115,14 @@ class Molecule(JSComponent):
             values=np.full(len(numbers), np.nan, "<f4").tobytes(),
         )
 
-    def move(self, positions: np.ndarray, values: np.ndarray) -> None:
-        """Show a new frame: positions (N, 3) Å and values (N,)."""
+    def move(
+        self, positions: np.ndarray, values: np.ndarray, cell: np.ndarray | None = None
+    ) -> None:
+        """Show a new frame: positions (N, 3) Å, values (N,), and its cell (3, 3) if it changes."""
         self.param.update(
-            positions=positions.astype("<f4").tobytes(), values=values.astype("<f4").tobytes()
-        )
+            positions=positions.astype("<f4").tobytes(), values=values.astype("<f4").tobytes(),
+            box=[] if cell is None else cell.ravel().tolist(),
+        )  # fmt: skip
 
 
 def element_color(number: int) -> np.ndarray:

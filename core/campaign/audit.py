@@ -252,7 +252,7 @@ def _recompute(
     results: list[Label | None] = [None] * len(frames)
     try:
         for i, frame in enumerate(frames):
-            pool.submit(i, structure.moved(frame.positions))
+            pool.submit(i, frame.of(structure))
         done = 0
         while done < len(frames):
             for key, result in pool.poll():

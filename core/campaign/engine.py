@@ -161,11 +161,12 @@ class Engine:
     def _energy_limit(self, state: State) -> float:
         """Return the σ of the energy, eV, beyond which a step is judged before its turn.
 
-        Where the last judged frame was flagged and nothing was learned since, the simulation is
-        where the model is known to be unsure: steps wait for their turn.
+        Only where the last judged frame was trusted with the weights in force: otherwise the
+        simulation is where the model is known to be unsure, and would ask for each of many frames
+        that are all alike.
         """
-        seen = self.judged
-        if seen is not None and seen.kind == "flagged" and seen.snapshot == self.knowledge.snapshot:
+        seen, now = self.judged, self.knowledge.snapshot
+        if seen is None or seen.kind != "trusted" or seen.snapshot != now:
             return math.inf
         energy = self.knowledge.calibration.energy
         return state.energy_tolerance / energy.interval(1.0, state.settings.trust.confidence)
@@ -197,7 +198,7 @@ class Engine:
             probability=seen.probability, energy_bound=seen.energy_bound,
             force_bound=seen.force_bound, reasons=reasons, snapshot=knowledge.snapshot,
             stress=spread.stress, sigma_stress=spread.sigma_stress,
-            stress_bound=seen.stress_bound,
+            stress_bound=seen.stress_bound, cell=d.cell,
         )  # fmt: skip
         self.judged = frame
         event = ev.FrameChecked(
@@ -211,7 +212,8 @@ class Engine:
 
     def rewind(self, frame: Frame, request: Rewind) -> None:
         """Go on from a stored frame."""
-        self.dynamics.jump(frame.positions, None if request.fresh else frame.velocities)
+        velocities = None if request.fresh else frame.velocities
+        self.dynamics.jump(frame.positions, velocities, frame.cell)
         self.dynamics.step = request.step
 
     def save_dynamics(self) -> bytes:
@@ -313,7 +315,7 @@ class Engine:
 
     def _labelled(self, row: LabelRow, frame: Frame) -> Labelled:
         return Labelled(
-            row.query_id, self.structure.moved(frame.positions), row.energy, row.forces,
+            row.query_id, frame.of(self.structure), row.energy, row.forces,
             row.stress if self._with_stress else None,
         )  # fmt: skip
 

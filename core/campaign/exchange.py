@@ -184,7 +184,7 @@ class _Desk:
         _check_origin(given, self._reader)
         query, frame = self._recognise(given)
         _check_status(query)
-        structure = self._reader.structure.moved(frame.positions)
+        structure = frame.of(self._reader.structure)
         energy, forces = self._numbers(given)
         fingerprint = self._level(given)
         stress = self._stress(given)
@@ -196,7 +196,7 @@ class _Desk:
         structure, named = self._reader.structure, given.info.get("query")
         query = self._nearest(given) if named is None else self._named(named)
         frame = self._reader.frame(query.frame_id)
-        why = difference(given, structure.moved(frame.positions))
+        why = difference(given, frame.of(structure))
         if why is None:
             return query, frame
         if named is None:

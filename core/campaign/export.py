@@ -67,7 +67,7 @@ def frame_text(
         if label.stress is not None:
             info["REF_stress"] = _nine(label.stress)
         columns["REF_forces"] = label.forces
-    return extxyz.write(structure, info, columns)
+    return extxyz.write(frame.of(structure), info, columns)
 
 
 def _nine(stress: np.ndarray) -> str:

@@ -21,9 +21,9 @@ from core.campaign.state import PHASES, Phase
 
 FILE = "live.bin"
 RATE_HZ = 30.0
-_MAGIC = b"FLYLIVE1"
+_MAGIC = b"FLYLIVE2"
 _HEAD = struct.Struct("<8sIIQ")
-_BODY = struct.Struct("<q9dBB6x")
+_BODY = struct.Struct("<q18dBB6x")
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class LiveFrame:
         time: fs. energy: eV, offset included. temperature: K. probability, sigma_energy (eV) and
         force_bound (eV/Å): of the last check. timestamp: seconds since 1970.
         positions: (N, 3) float32, Å. sigma_atoms: (N,) float32, eV/Å, of the last check.
+        cell: (3, 3), Å, None where it is always that of the start.
     """
 
     step: int
@@ -50,6 +51,7 @@ class LiveFrame:
     positions: np.ndarray
     sigma_atoms: np.ndarray
     timestamp: float = 0.0
+    cell: np.ndarray | None = None
 
 
 class LiveWriter:
@@ -78,7 +80,8 @@ class LiveWriter:
         body = _BODY.pack(
             frame.step, frame.time, frame.energy, frame.temperature, frame.sigma_energy,
             frame.probability, frame.energy_bound, frame.force_bound, frame.steps_per_s,
-            time.time(), PHASES.index(frame.phase), frame.trusted,
+            time.time(), *(np.zeros(9) if frame.cell is None else frame.cell.ravel()),
+            PHASES.index(frame.phase), frame.trusted,
         )  # fmt: skip
         arrays = frame.positions.astype("<f4").tobytes() + frame.sigma_atoms.astype("<f4").tobytes()
         payload = body + arrays
@@ -144,11 +147,13 @@ class LiveReader:
 
 
 def _parse(payload: bytes, n_atoms: int) -> LiveFrame:
-    step, *numbers, timestamp, phase, trusted = _BODY.unpack_from(payload)
+    step, *values, phase, trusted = _BODY.unpack_from(payload)
+    *numbers, timestamp = values[:-9]
+    cell = np.array(values[-9:]).reshape(3, 3)
     arrays = np.frombuffer(payload, dtype="<f4", offset=_BODY.size)
     names = [f.name for f in fields(LiveFrame)][1 : 1 + len(numbers)]
     return LiveFrame(
         step=step, **dict(zip(names, numbers, strict=True)), phase=PHASES[phase],
         trusted=bool(trusted), positions=arrays[: 3 * n_atoms].reshape(-1, 3),
-        sigma_atoms=arrays[3 * n_atoms :], timestamp=timestamp,
+        sigma_atoms=arrays[3 * n_atoms :], timestamp=timestamp, cell=cell if cell.any() else None,
     )  # fmt: skip

@@ -134,6 +134,19 @@ class CampaignReader:
         positions = np.frombuffer(data, dtype="<f8").reshape(len(rows), len(atoms), 3)
         return np.array([row["id"] for row in rows], dtype=np.int64), positions
 
+    def scales_since(self, frame_id: int, limit: int = -1) -> np.ndarray:
+        """Return by what lengths have grown with the cell in the frames after `frame_id`, (F,)."""
+        start = self.structure.volume
+        rows = self._rows(
+            "SELECT cell FROM frames WHERE id > ? ORDER BY id LIMIT ?", frame_id, limit
+        )
+        cells = [row["cell"] for row in rows]
+        volumes = [
+            start if cell is None else np.linalg.det(np.frombuffer(cell, "<f8").reshape(3, 3))
+            for cell in cells
+        ]
+        return np.cbrt(np.abs(volumes) / start) if self.structure.is_bulk else np.ones(len(rows))
+
     def frame(self, frame_id: int) -> store.Frame:
         """Return one frame with its arrays.
 
@@ -150,7 +163,7 @@ class CampaignReader:
 
     def structure_at(self, frame_id: int) -> Structure:
         """Return the structure of a frame."""
-        return self.structure.moved(self.frame(frame_id).positions)
+        return self.frame(frame_id).of(self.structure)
 
     def labels(self) -> list[store.LabelRow]:
         """Return all labels, in the order of their queries."""

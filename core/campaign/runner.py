@@ -170,7 +170,7 @@ class Runner:
         labels = {}
         for query_id, energy, forces, fingerprint, stress in rows:
             frame = self._frame(self.state.query(query_id).frame_id)
-            structure = self.structure.moved(frame.positions)
+            structure = frame.of(self.structure)
             label = Label(structure, energy, forces, fingerprint, stress=stress)
             labels[query_id] = self.engine.accept(label)
         return labels
@@ -221,7 +221,7 @@ class Runner:
     def _submit(self, request: loop.SubmitLabels) -> None:
         for query_id in request.ids:
             frame = self._frame(self.state.query(query_id).frame_id)
-            self.engine.submit(query_id, self.structure.moved(frame.positions))
+            self.engine.submit(query_id, frame.of(self.structure))
         self.apply(ev.LabelsSubmitted(ids=request.ids))
 
     def _cancel(self, request: loop.CancelLabels) -> None:
@@ -287,12 +287,12 @@ class Runner:
     def _rescore(self, request: loop.Rescore) -> None:
         for query_id in request.ids:
             frame = self._frame(self.state.query(query_id).frame_id)
-            structure = self.structure.moved(frame.positions)
+            structure = frame.of(self.structure)
             self.apply(self.engine.rescore(self.state, query_id, structure))
 
     def _select(self, request: loop.SelectBatch) -> None:
         frames = [self._frame(self.state.query(i).frame_id) for i in request.ids]
-        structures = [self.structure.moved(frame.positions) for frame in frames]
+        structures = [frame.of(self.structure) for frame in frames]
         chosen = self.engine.select(structures, request.n)
         self.apply(ev.BatchProposed(ids=tuple(request.ids[i] for i in chosen)))
 
@@ -319,7 +319,7 @@ class Runner:
             sigma_energy=sigma, probability=probability, energy_bound=bound,
             force_bound=seen.force_bound if seen else np.nan,
             steps_per_s=self._steps_per_s(), phase=self.state.phase, trusted=self.state.trusted,
-            positions=d.positions, sigma_atoms=seen.sigma_atoms if seen else unknown,
+            positions=d.positions, cell=d.cell, sigma_atoms=seen.sigma_atoms if seen else unknown,
         )  # fmt: skip
         self._live.write(frame, force=force)
 

@@ -64,7 +64,7 @@ _ADDED = (
 """Tables that campaigns begun without them are given when they are opened."""
 
 _COLUMNS = {
-    "frames": {"stress": "BLOB", "sigma_stress": "REAL", "stress_bound": "REAL"},
+    "frames": {"cell": "BLOB", "stress": "BLOB", "sigma_stress": "REAL", "stress_bound": "REAL"},
     "labels": {"stress": "BLOB"},
     "scores": {"stress_ratio": "REAL"},
     "offered": {"stress": "BLOB"},
@@ -79,6 +79,7 @@ class Frame:
     Attributes:
         time: fs. kind: "untrusted", "trusted" or "flagged" when it was written.
         positions, velocities, forces: (N, 3), Å, Å/fs, eV/Å.
+        cell: (3, 3), Å, None where it is always that of the start.
         energy: predicted total energy, eV, with `offset` (eV) added. nan before the first check.
         sigma_atoms: (N,) eV/Å; sigma_force is their largest.
         stress: (3, 3), eV/Å³, None where it is not learned from; sigma_stress, stress_bound: of
@@ -92,6 +93,7 @@ class Frame:
     velocities: np.ndarray
     forces: np.ndarray
     sigma_atoms: np.ndarray
+    cell: np.ndarray | None = None
     energy: float = float("nan")
     offset: float = 0.0
     temperature: float = float("nan")
@@ -108,6 +110,10 @@ class Frame:
     steered: bool = False
     rewound: bool = False
     id: int = 0
+
+    def of(self, start: Structure) -> Structure:
+        """Return this frame's structure, given that of the start."""
+        return start.moved(self.positions, self.cell)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -307,8 +313,8 @@ def _insert_frame(connection: sqlite3.Connection, frame: Frame) -> int:
     cursor = connection.execute(
         "INSERT INTO frames (step, time, kind, steered, positions, velocities, energy, offset, "
         "forces, temperature, sigma_energy, sigma_force, sigma_atoms, probability, energy_bound, "
-        "force_bound, reasons, snapshot, stress, sigma_stress, stress_bound) "
-        "VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+        "force_bound, reasons, snapshot, stress, sigma_stress, stress_bound, cell) "
+        "VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
         (
             frame.step, frame.time, frame.kind, int(frame.steered),
             frame.positions.astype("<f8").tobytes(), frame.velocities.astype("<f8").tobytes(),
@@ -316,18 +322,18 @@ def _insert_frame(connection: sqlite3.Connection, frame: Frame) -> int:
             frame.sigma_energy, frame.sigma_force, frame.sigma_atoms.astype("<f4").tobytes(),
             frame.probability, frame.energy_bound, frame.force_bound,
             " ".join(frame.reasons), frame.snapshot, _bytes(frame.stress), frame.sigma_stress,
-            frame.stress_bound,
+            frame.stress_bound, _bytes(frame.cell),
         ),
     )  # fmt: skip
     assert cursor.lastrowid is not None
     return cursor.lastrowid
 
 
-def _bytes(stress: np.ndarray | None) -> bytes | None:
-    return None if stress is None else stress.astype("<f8").tobytes()
+def _bytes(matrix: np.ndarray | None) -> bytes | None:
+    return None if matrix is None else matrix.astype("<f8").tobytes()
 
 
-def _stress_of(data: bytes | None) -> np.ndarray | None:
+def _matrix_of(data: bytes | None) -> np.ndarray | None:
     return None if data is None else np.frombuffer(data, dtype="<f8").reshape(3, 3).copy()
 
 
@@ -350,8 +356,9 @@ def _frame_of(row: sqlite3.Row) -> Frame:
         sigma_energy=number("sigma_energy"), sigma_force=number("sigma_force"),
         probability=number("probability"), energy_bound=number("energy_bound"),
         force_bound=number("force_bound"), reasons=tuple(row["reasons"].split()),
-        snapshot=row["snapshot"], stress=_stress_of(row["stress"]),
-        sigma_stress=number("sigma_stress"), stress_bound=number("stress_bound"),
+        snapshot=row["snapshot"], stress=_matrix_of(row["stress"]),
+        cell=_matrix_of(row["cell"]), sigma_stress=number("sigma_stress"),
+        stress_bound=number("stress_bound"),
     )  # fmt: skip
 
 
@@ -359,7 +366,7 @@ def _label_of(row: sqlite3.Row) -> LabelRow:
     """Return the label of a row of `labels`."""
     forces = np.frombuffer(row["forces"], dtype="<f8").reshape(-1, 3).copy()
     calibration = None if row["calibration"] is None else json.loads(row["calibration"])
-    decoded = {"forces": forces, "calibration": calibration, "stress": _stress_of(row["stress"])}
+    decoded = {"forces": forces, "calibration": calibration, "stress": _matrix_of(row["stress"])}
     return LabelRow(**{**dict(row), **decoded})
 
 
@@ -544,7 +551,7 @@ class Store:
                 energy,
                 np.frombuffer(forces, "<f8").reshape(-1, 3).copy(),
                 fingerprint,
-                _stress_of(stress),
+                _matrix_of(stress),
             )  # fmt: skip
             for query, energy, forces, fingerprint, stress in rows
         ]

@@ -1,6 +1,7 @@
 """Molecular dynamics with ASE's integrators, a callable for the forces, and exact resumption.
 
-Langevin, Nosé-Hoover chains and constant energy. Knows neither models nor labels.
+Langevin, Nosé-Hoover chains, constant pressure (isotropic, Martyna, Tobias and Klein) and constant
+energy. Knows neither models nor labels.
 
 Degrees of freedom. Free atoms keep their centre of mass: an integrator that conserves momentum
 has 3N - 3 of them, and an isolated molecule, which keeps its angular momentum too, 3N - 6. ASE's
@@ -10,41 +11,59 @@ Nosé-Hoover counts 3N and would heat nine atoms to 9/7 of the temperature; it i
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import ase
 import ase.units
 import numpy as np
 from ase.constraints import FixAtoms, FixCom
 from ase.md.langevin import Langevin
-from ase.md.nose_hoover_chain import NoseHooverChainNVT, NoseHooverChainThermostat
+from ase.md.nose_hoover_chain import (
+    IsotropicMTKBarostat,
+    IsotropicMTKNPT,
+    NoseHooverChainNVT,
+    NoseHooverChainThermostat,
+)
 from ase.md.verlet import VelocityVerlet
 
 from core.errors import InputError, SettingsError
 from core.settings import DynamicsSettings
-from core.structures import Structure
+from core.structures import Structure, to_voigt
 
 Evaluator = Callable[[np.ndarray], tuple[float, np.ndarray]]
 """positions (N, 3) in Å -> (energy eV, forces (N, 3) eV/Å)."""
+
+
+class CellEvaluator(Protocol):
+    """What constant pressure needs: the stress (3, 3), eV/Å³, follows the cell (3, 3), Å."""
+
+    stress: np.ndarray | None
+
+    def __call__(self, positions: np.ndarray, cell: np.ndarray) -> tuple[float, np.ndarray]:
+        """Return energy and forces, and set `stress`."""
+        ...
+
 
 DAMPING_FS = 25.0
 DAMPING_STEPS = 20
 """Relaxation time of the Nosé-Hoover chain, and the fewest steps it may be. Small molecules are
 nearly harmonic and exchange heat with a slower chain too rarely (seen for five atoms at 100 fs)."""
+PRESSURE_DAMPING_FS = 500.0
+"""Relaxation time of the volume; shorter ones shake a small crystal."""
 
 
 class Dynamics:
     """One simulation: `run`, look, `snapshot`; `restore` goes on bit for bit.
 
     Args:
-        evaluator: energy and forces; called once per step.
+        evaluator: energy and forces; called once per step. In the npt ensemble a `CellEvaluator`.
         rng: draws the velocities and the thermostat's noise; owned by the simulation from here on.
     """
 
     def __init__(
         self,
         structure: Structure,
-        evaluator: Evaluator,
+        evaluator: Evaluator | CellEvaluator,
         settings: DynamicsSettings,
         rng: np.random.Generator,
     ) -> None:
@@ -55,7 +74,8 @@ class Dynamics:
         self._dt = settings.timestep_fs
         self._friction = settings.friction_per_fs
         self._damping = max(DAMPING_FS, DAMPING_STEPS * self._dt) * ase.units.fs
-        self._forces = _Forces(evaluator, structure.fixed)
+        self._pressure = settings.pressure
+        self._forces = _Forces(evaluator, structure.fixed, with_cell=self.changes_cell)
         self._atoms = ase.Atoms(
             structure.numbers, structure.positions, cell=structure.cell, pbc=structure.pbc
         )
@@ -95,12 +115,19 @@ class Dynamics:
         """Forget the forces: the evaluator's weights have changed."""
         self._forces.forget()
 
-    def jump(self, positions: np.ndarray, velocities: np.ndarray | None = None) -> None:
+    def jump(
+        self,
+        positions: np.ndarray,
+        velocities: np.ndarray | None = None,
+        cell: np.ndarray | None = None,
+    ) -> None:
         """Go on from other positions (N, 3), Å, with velocities in Å/fs, or newly drawn ones.
 
         Step count, thermostat and random numbers are not turned back: see `restore` for that.
         """
         self._atoms.arrays["positions"][:] = positions
+        if cell is not None:
+            self._atoms.set_cell(cell)
         if velocities is None:
             self._momenta = self._draw()
         else:
@@ -110,7 +137,17 @@ class Dynamics:
     @property
     def structure(self) -> Structure:
         """The structure at this moment."""
-        return self._structure.moved(self._atoms.positions)
+        return self._structure.moved(self._atoms.positions, self.cell)
+
+    @property
+    def changes_cell(self) -> bool:
+        """Whether the cell is not always that of the start."""
+        return self._ensemble == "npt"
+
+    @property
+    def cell(self) -> np.ndarray | None:
+        """A copy of the cell (3, 3), Å, where it changes; else None."""
+        return self._atoms.cell.array.copy() if self.changes_cell else None
 
     @property
     def positions(self) -> np.ndarray:
@@ -156,7 +193,8 @@ class Dynamics:
         """Return all that decides the future, as arrays (float64) and JSON values.
 
         Arrays: positions, Å; momenta in ASE's unit (velocities would lose the last bit); forces;
-        thermostat (2, chain length), empty without. JSON values: step, temperature_K, energy, rng.
+        thermostat (2, chain length), empty without; at constant pressure also cell, stress and
+        barostat. JSON values: step, temperature_K, energy, rng.
         """
         return {
             "positions": self._atoms.get_positions(),
@@ -164,6 +202,7 @@ class Dynamics:
             "forces": self.forces,
             "energy": self.energy,
             "thermostat": self._thermostat_state(),
+            **self._cell_state(),
             "rng": self._rng.bit_generator.state,
             "step": self.step,
             "temperature_K": self._target,
@@ -184,13 +223,37 @@ class Dynamics:
         self._rng.bit_generator.state = snapshot["rng"]
         self._atoms.arrays["positions"][:] = snapshot["positions"]
         self._momenta = np.array(snapshot["momenta"], dtype=float)
+        if self.changes_cell:
+            self._atoms.set_cell(snapshot["cell"])
         self._integrator = self._build()
-        if self._ensemble == "nose-hoover":
+        if self._ensemble in ("nose-hoover", "npt"):
             thermostat = self._integrator._thermostat
             thermostat._eta[:], thermostat._p_eta[:] = snapshot["thermostat"]
+        if self.changes_cell:
+            self._restore_barostat(snapshot["barostat"])
         self._forces.remember(
-            self._atoms, float(snapshot["energy"]), np.array(snapshot["forces"], dtype=float)
-        )
+            self._atoms, float(snapshot["energy"]), np.array(snapshot["forces"], dtype=float),
+            np.array(snapshot["stress"], dtype=float) if self.changes_cell else None,
+        )  # fmt: skip
+
+    def _cell_state(self) -> dict[str, Any]:
+        if not self.changes_cell:
+            return {}
+        baro, run = self._integrator._barostat, self._integrator
+        chain = np.array([baro._xi, baro._p_xi])
+        volume = np.array([[run._p_eps], [run._eps]])
+        stress = self._forces.stress(self._atoms).copy()
+        start = np.concatenate([run._cell0.ravel(), [run._volume0]])
+        packed = np.concatenate([chain.ravel(), volume.ravel(), start])
+        return {"cell": self._atoms.cell.array.copy(), "stress": stress, "barostat": packed}
+
+    def _restore_barostat(self, packed: np.ndarray) -> None:
+        baro, run = self._integrator._barostat, self._integrator
+        n = len(baro._xi)
+        baro._xi[:], baro._p_xi[:] = packed[:n], packed[n : 2 * n]
+        run._p_eps, run._eps = float(packed[2 * n]), float(packed[2 * n + 1])
+        run._cell0 = packed[2 * n + 2 : 2 * n + 11].reshape(3, 3).copy()
+        run._volume0 = float(packed[2 * n + 11])
 
     def _constrain(self) -> None:
         if self._structure.fixed:
@@ -199,7 +262,7 @@ class Dynamics:
             self._atoms.set_constraint(FixCom())
 
     def _draw(self) -> np.ndarray:
-        here = self._structure.moved(self._atoms.positions)
+        here = self._structure.moved(self._atoms.positions, self.cell)
         masses = self._atoms.get_masses()[:, None]
         return draw_velocities(here, self._target, self._rng) / ase.units.fs * masses
 
@@ -214,9 +277,16 @@ class Dynamics:
                 self._atoms, step, temperature_K=self._target, rng=self._rng, fixcm=False,
                 friction=self._friction / ase.units.fs,
             )  # fmt: skip
-        integrator = NoseHooverChainNVT(
-            self._atoms, step, temperature_K=self._target, tdamp=self._damping
-        )
+        integrator: Any
+        if self._ensemble == "npt":
+            integrator = IsotropicMTKNPT(
+                self._atoms, step, temperature_K=self._target, pressure_au=self._pressure,
+                tdamp=self._damping, pdamp=PRESSURE_DAMPING_FS * ase.units.fs,
+            )  # fmt: skip
+        else:
+            integrator = NoseHooverChainNVT(
+                self._atoms, step, temperature_K=self._target, tdamp=self._damping
+            )
         integrator._thermostat = self._chain()
         return integrator
 
@@ -236,9 +306,15 @@ class Dynamics:
         new._eta[:] = old._eta
         new._p_eta[:] = old._p_eta * new._Q / old._Q  # the chain's velocities go on
         self._integrator._thermostat = new
+        if self.changes_cell:
+            run, before = self._integrator, self._integrator._barostat
+            after = IsotropicMTKBarostat(len(self._atoms), self._target, before._pdamp)
+            after._xi[:], after._p_xi[:] = before._xi, before._p_xi * after._R / before._R
+            run._p_eps *= after.W / before.W
+            run._barostat, run._temperature_K, run._kT = after, self._target, after._kT
 
     def _thermostat_state(self) -> np.ndarray:
-        if self._ensemble != "nose-hoover":
+        if self._ensemble not in ("nose-hoover", "npt"):
             return np.zeros((2, 0))
         thermostat = self._integrator._thermostat
         return np.array([thermostat._eta, thermostat._p_eta])
@@ -250,16 +326,27 @@ class _Forces:
     ASE sees no force on fixed atoms: its Nosé-Hoover chain would let them drift.
     """
 
-    def __init__(self, evaluator: Evaluator, fixed: tuple[int, ...]) -> None:
-        self._evaluator = evaluator
-        self._fixed = list(fixed)
+    def __init__(
+        self, evaluator: Evaluator | CellEvaluator, fixed: tuple[int, ...], *, with_cell: bool
+    ) -> None:
+        self._evaluator: Any = evaluator
+        self._fixed, self._with_cell = list(fixed), with_cell
         self.forget()
 
     def forget(self) -> None:
         self._at: np.ndarray | None = None
 
-    def remember(self, atoms: ase.Atoms, energy: float, forces: np.ndarray) -> None:
-        self._at, self._energy, self._values = atoms.positions.copy(), energy, forces
+    def remember(
+        self, atoms: ase.Atoms, energy: float, forces: np.ndarray, stress: np.ndarray | None
+    ) -> None:
+        self._at, self._energy, self._values = self._place(atoms), energy, forces
+        self._stress = stress
+
+    def _place(self, atoms: ase.Atoms) -> np.ndarray:
+        """Return all that decides the forces."""
+        if not self._with_cell:
+            return atoms.positions.copy()
+        return np.concatenate([atoms.positions, atoms.cell.array])
 
     def finite(self, atoms: ase.Atoms) -> bool:
         self._update(atoms)
@@ -277,14 +364,25 @@ class _Forces:
         forces[self._fixed] = 0.0
         return forces
 
+    def get_stress(self, atoms: ase.Atoms) -> np.ndarray:
+        return to_voigt(self.stress(atoms))
+
+    def stress(self, atoms: ase.Atoms) -> np.ndarray:
+        self._update(atoms)
+        assert self._stress is not None
+        return self._stress
+
     def true_forces(self, atoms: ase.Atoms) -> np.ndarray:
         self._update(atoms)
         return self._values
 
     def _update(self, atoms: ase.Atoms) -> None:
-        if self._at is None or not np.array_equal(self._at, atoms.positions):
-            energy, forces = self._evaluator(atoms.positions)
-            self.remember(atoms, float(energy), np.asarray(forces, dtype=float))
+        if self._at is not None and np.array_equal(self._at, self._place(atoms)):
+            return
+        cell = (atoms.cell.array.copy(),) if self._with_cell else ()
+        energy, forces = self._evaluator(atoms.positions, *cell)
+        stress = self._evaluator.stress if self._with_cell else None
+        self.remember(atoms, float(energy), np.asarray(forces, dtype=float), stress)
 
 
 def degrees_of_freedom(structure: Structure, ensemble: str) -> int:

@@ -312,15 +312,19 @@ class TorchPotential(ABC):
         """Return energy, forces, stress where there is one, and ∂E/∂θ (P,)."""
         return self._derivatives(self.graphs([structure]), stress=structure.is_bulk)
 
-    def _derivatives(self, graphs: GraphBatch, *, stress: bool = False) -> Derivatives:
+    def _derivatives(
+        self, graphs: GraphBatch, *, stress: bool = False, weights: bool = True
+    ) -> Derivatives:
         wanted = self._inputs(graphs, True, stress)
         energy, _ = self.energies(graphs)
         slope, *others = torch.autograd.grad(
-            energy.sum(), [*wanted, *self._parameters], materialize_grads=True
+            energy.sum(),
+            [*wanted, *(self._parameters if weights else [])],
+            materialize_grads=True,
         )
         tension = _stress(others.pop(0), graphs)[0] if stress else None
         total = float(energy.detach().sum()) + float(graphs.isolated.sum())
-        gradient = torch.cat([g.reshape(-1) for g in others])
+        gradient = torch.cat([torch.zeros(0, dtype=self.dtype), *(g.reshape(-1) for g in others)])
         return Derivatives(total, -slope.numpy().astype(float), tension, gradient)
 
     def relevant(self, numbers: np.ndarray) -> torch.Tensor:
@@ -345,6 +349,7 @@ class Evaluator:
     Attributes:
         changes: (M,) ∂E/∂θ along the directions given to `watch`, eV, at the last positions; it
             takes the same backward pass as the forces. None while nothing is watched.
+        stress: (3, 3), eV/Å³, at the last positions, if the cell was given with them.
     """
 
     def __init__(self, potential: TorchPotential, structure: Structure, *, skin: float) -> None:
@@ -355,6 +360,7 @@ class Evaluator:
         self._directions: torch.Tensor | None = None
         self._columns = potential.relevant(structure.numbers)
         self.changes: np.ndarray | None = None
+        self.stress: np.ndarray | None = None
 
     def watch(self, directions: torch.Tensor | None) -> None:
         """From now on give `changes` along `directions`; stop with None.
@@ -365,20 +371,28 @@ class Evaluator:
         self.changes = None
         self._directions = directions
 
-    def __call__(self, positions: np.ndarray) -> tuple[float, np.ndarray]:
-        """Return the energy, eV, and the forces (N, 3), eV/Å."""
+    def __call__(
+        self, positions: np.ndarray, cell: np.ndarray | None = None
+    ) -> tuple[float, np.ndarray]:
+        """Return the energy, eV, and the forces (N, 3), eV/Å; with a `cell`, set `stress` too."""
         graphs = self._graphs
-        edges = self._neighbours.edges(positions)
+        edges = self._neighbours.edges(positions, cell)
         if self._neighbours.rebuilt:
             graphs.senders = torch.as_tensor(edges.senders)
             graphs.receivers = torch.as_tensor(edges.receivers)
             graphs.shifts = torch.as_tensor(edges.shifts, dtype=self._potential.dtype)
         graphs.positions = torch.as_tensor(positions, dtype=self._potential.dtype)
-        if self._directions is None:
+        if cell is not None:
+            graphs.volumes = np.array([abs(np.linalg.det(cell))])
+        if self._directions is None and cell is None:
             energy, force = self._potential.energy_and_forces(graphs)
             return float(energy.detach()) + float(graphs.isolated[0]), force.numpy().astype(float)
-        found = self._potential._derivatives(graphs)
-        self.changes = (self._directions @ found.gradient[self._columns]).double().numpy()
+        found = self._potential._derivatives(
+            graphs, stress=cell is not None, weights=self._directions is not None
+        )
+        self.stress = found.stress
+        if self._directions is not None:
+            self.changes = (self._directions @ found.gradient[self._columns]).double().numpy()
         return found.energy, found.forces
 
 
