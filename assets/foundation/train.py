@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import re
 import sys
 import time
 from pathlib import Path
@@ -22,6 +23,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+
+from card import card
 from core.contracts import LabelSet
 from core.potentials.load import load as load_potential
 from core.potentials.load import save
@@ -29,10 +32,14 @@ from core.potentials.mace import MacePotential, default_config
 from core.structures import Structure
 from core.training import Dataset, Loss, Trainer, TrainerSettings, evaluate
 from dataset import Sample, load
+from dataset import save as save_frames
 from molecules import NUMBERS, is_exotic
 
 WORK = Path(__file__).resolve().parent / "work"
+LOG, CHECKS = WORK / "train.log", WORK / "checks.json"
 BATCH = 16
+REPLAY, REPLAY_FORCE = 600, 15.0
+"""Frames that ship with the model, and the largest force in them, eV/Å."""
 
 
 def label_set(frames: list[Sample]) -> LabelSet:
@@ -209,7 +216,7 @@ def export(arguments: argparse.Namespace) -> None:
     state = torch.load(arguments.checkpoint, weights_only=True)
     potential.set_theta(state["average"])
     about = {
-        "title": "Flywise bundled foundation model, version 0",
+        "title": "Flywise bundled foundation model, version 1",
         "label_fingerprint": "GFN1-xTB (tblite)",
         "training": {
             "frames": len(frames),
@@ -223,70 +230,46 @@ def export(arguments: argparse.Namespace) -> None:
         "errors": {
             "all unseen molecules": errors(potential, valid),
             **by_class(potential, valid),
-            "ASE g2, H C N O (never trained on)": errors(potential, load([WORK / "g2_test.npz"])),
+            "ASE g2 (never trained on)": errors(potential, load([WORK / "g2_test.npz"])),
         },
+        "curve": curve(),
     }
+    if CHECKS.exists():
+        about["checks"] = json.loads(CHECKS.read_text())
     if arguments.start is not None:
         earlier = json.loads((arguments.start / "config.json").read_text())["about"]
         about["training"]["earlier"] = earlier["training"]
     save(potential, arguments.export, about)
+    rng = np.random.default_rng(arguments.seed)
+    save_frames(arguments.export / "replay.npz", replay(frames, rng))
     (arguments.export / "MODEL_CARD.md").write_text(card(potential, about), encoding="utf-8")
     print(json.dumps(about, indent=1))
 
 
-def card(potential: MacePotential, about: dict) -> str:
-    """Return the model card as Markdown; every figure comes from `about`."""
-    training = about["training"]
-    lines = [
-        f"# {about['title']}",
-        "",
-        f"A MACE with {potential.n_parameters:,} parameters "
-        f"({potential.config['hidden_irreps']}, two layers, cutoff {potential.cutoff} Å) for "
-        "H, C, N and O, made by `assets/foundation` from nothing but SMILES and GFN1-xTB.",
-        "",
-        f"Trained on {training['frames']:,} GFN1-xTB frames of {training['molecules']:,} molecules "
-        f"and dimers: near equilibrium, MD at 300-2,000 K, stretched and compressed bonds, "
-        f"contacts. {training['epochs']} epochs, {training['minutes']} minutes "
-        f"({training['machine']}), seed {training['seed']}, {training['date']}."
-        + _earlier(training),
-        "",
-        "## Errors",
-        "",
-        "Forces in meV/Å; energies in meV/atom: within molecules (each one's own mean removed) "
-        "and absolute. Strained or rare: rings of three or four, N-N, N-O, O-O and acetal bonds.",
-        "",
-        "| set | class | frames | forces MAE | RMSE | energy within, MAE | absolute, MAE | RMSE |",
-        "|---|---|---|---|---|---|---|---|",
+def curve() -> list[dict[str, float]]:
+    """Return the errors on unseen molecules after each epoch, from the log: meV/atom, meV/Å."""
+    pattern = r"epoch (\d+) (\d+) s .* unseen E ([\d.]+) F (\d+)"
+    found = re.findall(pattern, LOG.read_text()) if LOG.exists() else []
+    return [
+        {
+            "epoch": int(n),
+            "minutes": round(int(s) / 60),
+            "energy_RMSE": float(e),
+            "forces_RMSE": int(f),
+        }
+        for n, s, e, f in found
     ]
-    for where, table in about["errors"].items():
-        for name, row in table.items():
-            lines.append(
-                f"| {where} | {name} | {row['frames']} | {row['forces_MAE']} "
-                f"| {row['forces_RMSE']} | {row['energy_within_MAE']} | {row['energy_MAE']} "
-                f"| {row['energy_RMSE']} |"
-            )
-    lines += [
-        "",
-        "## Use and limits",
-        "",
-        "A starting point for on-the-fly fine-tuning, not a production potential: it inherits "
-        "GFN1-xTB's errors, knows closed-shell neutral molecules of four elements, and has seen "
-        "no ions, radicals or periodic systems. Energies are total GFN1-xTB energies; other "
-        "levels of theory differ by a constant per composition that a campaign fits first.",
-        "",
-    ]
-    return "\n".join(lines)
 
 
-def _earlier(training: dict) -> str:
-    if "earlier" not in training:
-        return ""
-    before = training["earlier"]
-    return (
-        f" They started from the weights of an earlier run of the same recipe: "
-        f"{before['frames']:,} of these frames, {before['epochs']} epochs, "
-        f"{before['minutes']} minutes."
-    )
+def replay(frames: list[Sample], rng: np.random.Generator) -> list[Sample]:
+    """Return frames for rehearsal: equally many of each kind, no molecule twice in one kind."""
+    kinds: dict[str, dict[int, Sample]] = {}
+    for k in rng.permutation(len(frames)):
+        f = frames[k]
+        if np.abs(f.forces).max() < REPLAY_FORCE:
+            kinds.setdefault(f.kind, {}).setdefault(f.molecule, f)
+    each = REPLAY // len(kinds)
+    return [f for kind in sorted(kinds) for f in list(kinds[kind].values())[:each]]
 
 
 if __name__ == "__main__":

@@ -1,0 +1,95 @@
+"""The model card of the bundled model as Markdown; every figure comes from what was measured."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ase.data import chemical_symbols
+
+from core.potentials.mace import MacePotential
+
+MODEL = """
+A MACE with {parameters:,} parameters ({irreps}, two layers, cutoff {cutoff} Å) and a screened
+nuclear repulsion of every pair, for {elements}; made by `assets/foundation` from nothing but SMILES
+and GFN1-xTB.
+
+Trained on {frames:,} GFN1-xTB frames of {molecules:,} molecules and dimers: near equilibrium, MD at
+300-4,000 K, stretched, compressed and torn bonds, atoms handed over, contacts, every pair of
+elements pressed together. {epochs} epochs, {minutes} minutes ({machine}), seed {seed}, {date}.{earlier}
+
+## Errors
+
+Forces in meV/Å; energies in meV/atom: within molecules (each one's own mean removed) and absolute.
+Unseen molecules share no scaffold with those trained on. Strained or rare: rings of three or four,
+N-N, N-O, O-O and acetal bonds.
+"""
+EARLIER = (
+    " They started from the weights of an earlier run: {frames:,} frames, {epochs} epochs, "
+    "{minutes} minutes."
+)
+COLUMNS = (
+    "| set | class | frames | forces MAE | RMSE | energy within, MAE | absolute, MAE | RMSE |",
+    "|---|---|---|---|---|---|---|---|",
+)
+KEYS = ("frames", "forces_MAE", "forces_RMSE", "energy_within_MAE", "energy_MAE", "energy_RMSE")
+CURVE = """
+## Learning
+
+RMSE of the averaged weights on a third of the unseen frames after each epoch; forces in meV/Å,
+energies in meV/atom.
+
+| epoch | minutes | forces | energy |
+|---|---|---|---|"""
+LIMITS = """
+## Use and limits
+
+A starting point for on-the-fly fine-tuning, not a production potential: it inherits GFN1-xTB's
+errors, knows closed-shell neutral molecules and the first stretch of their bonds' breaking, and has
+seen no ions and no periodic systems. Energies are total GFN1-xTB energies; other levels of theory
+differ by a constant per composition that a campaign fits first. `replay.npz` holds frames of each
+kind it was trained on, for rehearsal."""
+
+
+def card(potential: MacePotential, about: dict[str, Any]) -> str:
+    """Return the model card of `potential`; `about` is what its bundle says of itself."""
+    training = about["training"]
+    elements = ", ".join(chemical_symbols[z] for z in potential.elements)
+    filled = MODEL.format(
+        parameters=potential.n_parameters, irreps=potential.config["hidden_irreps"],
+        cutoff=potential.cutoff, elements=elements,
+        earlier=EARLIER.format(**training["earlier"]) if "earlier" in training else "", **training,
+    )  # fmt: skip
+    lines = [f"# {about['title']}", *filled.splitlines(), *COLUMNS]
+    for where, table in about["errors"].items():
+        for name, row in table.items():
+            lines.append(f"| {where} | {name} | " + " | ".join(str(row[k]) for k in KEYS) + " |")
+    if about["curve"]:
+        lines += CURVE.splitlines()
+        lines += [
+            f"| {row['epoch']} | {row['minutes']} | {row['forces_RMSE']} | {row['energy_RMSE']} |"
+            for row in about["curve"]
+        ]
+    lines += _in_use(about.get("checks"))
+    return "\n".join([*lines, *LIMITS.splitlines()]) + "\n"
+
+
+def _in_use(checks: dict[str, Any] | None) -> list[str]:
+    if checks is None:
+        return []
+    kept = checks["broken_but_kept_by_GFN1"]
+    attracted = checks["not_repulsive"]
+    return [
+        "",
+        "## In use",
+        "",
+        f"{checks['molecules']} held-out molecules, {checks['picoseconds']} ps at "
+        f"{checks['kelvin']:.0f} K: {len(checks['broken'])} broke, {len(kept)} of them kept by "
+        f"GFN1-xTB{': ' if kept else ''}{', '.join(kept)}.",
+        "",
+        f"{checks['pairs']} pairs of elements pressed from 0.7 of their bond to 0.5 Å: "
+        + (
+            f"not repulsive everywhere: {', '.join(attracted)}."
+            if attracted
+            else f"all repel, with at least {checks['smallest_push_eV_per_A']} eV/Å."
+        ),
+    ]
