@@ -15,7 +15,8 @@ and GFN1-xTB.
 
 Trained on {frames:,} GFN1-xTB frames of {molecules:,} molecules and dimers: near equilibrium, MD at
 300-4,000 K, stretched, compressed and torn bonds, atoms handed over, contacts, every pair of
-elements pressed together. {epochs} epochs, {minutes} minutes ({machine}), seed {seed}, {date}.{earlier}
+elements pressed together. {epochs} epochs, {minutes} minutes ({machine}), seed {seed}, {date}.
+{earlier}
 
 ## Errors
 
@@ -24,7 +25,7 @@ Unseen molecules share no scaffold with those trained on. Strained or rare: ring
 N-N, N-O, O-O and acetal bonds.
 """
 EARLIER = (
-    " They started from the weights of an earlier run: {frames:,} frames, {epochs} epochs, "
+    "They started from the weights of an earlier run: {frames:,} frames, {epochs} epochs, "
     "{minutes} minutes."
 )
 COLUMNS = (
