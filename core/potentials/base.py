@@ -23,8 +23,8 @@ from core.potentials.members import Members
 from core.potentials.neighbours import Edges, SkinList, neighbour_list
 from core.structures import VOIGT, Structure
 
-ROW_EDGES, LEAST_ROWS = 30_000, 4
-"""Rows are taken together while rows × edges stay below this, so that they fit the cache."""
+ROW_NUMBERS, LEAST_ROWS = 2_000_000, 4
+"""Rows are taken together while rows × edges × numbers for each edge stay below this."""
 
 
 @dataclass
@@ -62,7 +62,9 @@ class GraphBatch:
         if self.strain is None:
             return vectors
         symmetric = 0.5 * (self.strain + self.strain.transpose(1, 2))
-        by_edge = symmetric[self.index[self.senders]]
+        if self.n_structures == 1:
+            return vectors + vectors @ symmetric[0]
+        by_edge = symmetric.index_select(0, self.index[self.senders])
         return vectors + (by_edge @ vectors[:, :, None])[:, :, 0]
 
     def repeated(self, times: int) -> GraphBatch:
@@ -94,6 +96,8 @@ class TorchPotential(ABC):
     name: str
     elements: tuple[int, ...]
     cutoff: float
+    edge_width: int = 1
+    """Numbers the model makes of each edge, in one layer."""
 
     def __init__(self, module: torch.nn.Module, isolated: np.ndarray) -> None:
         self.module = module
@@ -291,7 +295,8 @@ class TorchPotential(ABC):
         self._fill(out[:1], energy, torch.ones(1, 1, dtype=self.dtype))
         if values:
             together, ones = torch.cat(values), torch.eye(n, dtype=self.dtype)
-            chunk = max(LEAST_ROWS, ROW_EDGES // max(len(graphs.senders), 1))
+            each = max(len(graphs.senders), 1) * self.edge_width
+            chunk = max(LEAST_ROWS, ROW_NUMBERS // each)
             for start in range(0, n, chunk):
                 part = slice(start, start + chunk)
                 self._fill(out[1:][part], together, ones[part])

@@ -137,12 +137,12 @@ class _Layer:
         up = self.interaction.linear_up(features)
         if is_table:
             skip = torch.einsum("eu,uew->ew", features, by_element)
-            return up[species], skip[species]
+            return up.index_select(0, species), skip.index_select(0, species)
         order = torch.argsort(species)
         counts = torch.bincount(species, minlength=n_elements).tolist()
-        groups = zip(features[order].split(counts), by_element.unbind(1), strict=True)
+        groups = zip(features.index_select(0, order).split(counts), by_element.unbind(1), strict=True)
         skips = torch.cat([group @ weight for group, weight in groups if len(group)])
-        return up, skips[torch.argsort(order)]
+        return up, skips.index_select(0, torch.argsort(order))
 
     def __call__(
         self, up: torch.Tensor, skip: torch.Tensor, graphs: GraphBatch,

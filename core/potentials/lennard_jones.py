@@ -50,8 +50,11 @@ class LennardJones(TorchPotential):
         x = (r / self.cutoff).clamp(max=1.0)
         smooth = (1 - x**2) ** 3
         log_epsilon, log_sigma = self.module.parameters()
-        epsilon = (0.5 * (log_epsilon[graphs.species[i]] + log_epsilon[graphs.species[j]])).exp()
-        sigma = 0.5 * (log_sigma[graphs.species[i]].exp() + log_sigma[graphs.species[j]].exp())
+        first, second = graphs.species[i], graphs.species[j]
+        half = 0.5 * log_epsilon
+        epsilon = (half.index_select(0, first) + half.index_select(0, second)).exp()
+        radius = 0.5 * log_sigma.exp()
+        sigma = radius.index_select(0, first) + radius.index_select(0, second)
         s6 = (sigma / r) ** 6
         pair = 0.5 * 4 * epsilon * (s6 * s6 - s6) * smooth
         nodes = torch.zeros(len(graphs.species), dtype=self.dtype).index_add(0, i, pair)

@@ -119,6 +119,7 @@ class MacePotential(TorchPotential):
         self._head = heads.index(self.head)
         super().__init__(module, np.atleast_2d(config["atomic_energies"])[self._head])
         self._invariant = InvariantLayers(module) if InvariantLayers.suits(module) else None
+        self.edge_width = int(self.module.interactions[-1].conv_tp.weight_numel)  # type: ignore[index, union-attr]
         self._channels = o3.Irreps(config["hidden_irreps"]).count(o3.Irrep(0, 1))
 
     def geometry(self, graphs: GraphBatch) -> tuple[torch.Tensor, ...]:
@@ -153,7 +154,7 @@ class MacePotential(TorchPotential):
         scalars = [layer[:, : self._channels] for layer in layers]
         for i, readout in enumerate(module.readouts):
             layer = layers[-1 if len(module.readouts) == 1 else i]
-            energy = energy + readout(layer, heads)[atoms, heads]
+            energy = energy + readout(layer, heads)[:, self._head]
         if hasattr(module, "scale_shift"):
             energy = module.scale_shift(energy, heads)
         return energy, torch.cat(scalars, dim=-1)

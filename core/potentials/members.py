@@ -21,7 +21,7 @@ from core.structures import Structure
 if TYPE_CHECKING:
     from core.potentials.base import GraphBatch, TorchPotential
 
-ROUNDS = 3
+ROUNDS = 2
 """Times each size of stack is tried; the fastest counts."""
 STEP = 0.01
 """Length of a finite difference in units of its direction."""

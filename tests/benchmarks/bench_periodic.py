@@ -6,7 +6,9 @@
 point. The foundation is a small MACE trained here, for a few minutes, on the solid part of the
 data of Zuo et al. (J. Phys. Chem. A 2020, 124, 731): strained crystals, crystals up to 1,518 K, a
 vacancy at 300 K, no liquid. The reference is another MACE, converted from a checkpoint made
-elsewhere. Both lie beside the repository and are not part of it.
+elsewhere. Both lie beside the repository and are not part of it. That reference has a fault of its
+own: in its liquid, pairs of atoms come as near as 1.3 Å after a picosecond, and nearer when it is
+hotter; the run ends before.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ from core.units import GPA
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 CACHE = Path(tempfile.gettempdir()) / "flywise-silicon"
 SEEDS = (1, 2)
-LATTICE, KELVIN, STEPS = 5.469, 2500, 2000
+LATTICE, KELVIN, STEPS = 5.469, 1800, 800
 MINUTES = 6.0
 SETTINGS = f"""
 [structure]
@@ -55,9 +57,9 @@ friction_per_fs = 0.01
 steps = {STEPS}
 
 [trust]
-energy_tolerance = "200 meV"
-force_tolerance = "0.5 eV/Å"
-stress_tolerance = "0.5 GPa"
+energy_tolerance = "300 meV"
+force_tolerance = "0.8 eV/Å"
+stress_tolerance = "1 GPa"
 initial_labels = 6
 initial_stride = 10
 
@@ -181,7 +183,7 @@ def main() -> None:
         "labels", "% of steps", "wall, s", "median update, s", "displacement, Å",
     )  # fmt: skip
     print(table(f"Silicon, {KELVIN} K, 64 atoms, {STEPS} steps of 2 fs", columns, rows))
-    print(machine(context(threads=1, tolerances="200 meV, 0.5 eV/Å, 0.5 GPa")))
+    print(machine(context(threads=1, tolerances="300 meV, 0.8 eV/Å, 1 GPa")))
 
 
 if __name__ == "__main__":
