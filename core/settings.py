@@ -117,7 +117,11 @@ class DynamicsSettings(_Section):
         5000, ge=1, le=100_000_000, description="Steps to run.", json_schema_extra=_live()
     )
     check_every: int = Field(
-        10, ge=1, le=10_000, description="Steps between uncertainty checks and stored frames."
+        10,
+        ge=1,
+        le=10_000,
+        description="Steps between checks of the forces and stored frames; the energy is watched "
+        "at every step.",
     )
     max_speed_factor: float = Field(
         20.0,

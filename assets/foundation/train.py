@@ -38,6 +38,8 @@ from molecules import NUMBERS, is_exotic
 WORK = Path(__file__).resolve().parent / "work"
 LOG, CHECKS = WORK / "train.log", WORK / "checks.json"
 BATCH = 16
+PART = 2000
+"""Batches after which a checkpoint is written."""
 REPLAY, REPLAY_FORCE = 600, 15.0
 """Frames that ship with the model, and the largest force in them, eV/Å."""
 
@@ -133,6 +135,7 @@ def train(arguments: argparse.Namespace) -> None:
         final_rate=0.005,
         ema=0.999,
         max_seconds=60 * arguments.minutes,
+        epoch_batches=PART,
     )
     data = Dataset(potential, label_set(frames))
     test = Dataset(potential, label_set(valid[::3]))

@@ -140,7 +140,9 @@ class _Layer:
             return up.index_select(0, species), skip.index_select(0, species)
         order = torch.argsort(species)
         counts = torch.bincount(species, minlength=n_elements).tolist()
-        groups = zip(features.index_select(0, order).split(counts), by_element.unbind(1), strict=True)
+        groups = zip(
+            features.index_select(0, order).split(counts), by_element.unbind(1), strict=True
+        )
         skips = torch.cat([group @ weight for group, weight in groups if len(group)])
         return up, skips.index_select(0, torch.argsort(order))
 
