@@ -34,6 +34,8 @@ RENEWED = 6000
 """At each update this, divided by the number of rows, is how many old labels' rows are renewed."""
 MOST_RENEWED = 16
 """Old labels renewed at one update at most, however few rows there are."""
+ENERGY_WORK = 10_000_000_000
+"""Operations spent at each update on products with energies' rows that are renewed."""
 FIRST_ROUNDS = 3
 """Linearisations of the first update, which moves the weights farthest."""
 GROUP = 9
@@ -43,11 +45,11 @@ FORCE_MEMBERS = 8
 
 
 class Rows:
-    """J of all labels, (R, width): one block for each label, none of them ever changed.
+    """J of all labels, (R, width): two blocks for each label, none of them ever changed.
 
     Attributes:
-        blocks: of each label, one row for each number it gives. taken: (P,) the weights each
-            block was taken at.
+        blocks: of each label in turn the energy's row (1, width), then those of all other numbers
+            it gives. taken: (P,) the weights each block was taken at.
     """
 
     def __init__(
@@ -64,9 +66,18 @@ class Rows:
     def __len__(self) -> int:
         return self._n
 
+    @property
+    def n_labels(self) -> int:
+        """How many labels have rows."""
+        return len(self.blocks) // 2
+
     def of(self, label: int) -> slice:
         """Return which rows are those of a label."""
-        return self._slices[label]
+        return slice(self._slices[2 * label].start, self._slices[2 * label + 1].stop)
+
+    def where(self, blocks: Sequence[int]) -> torch.Tensor:
+        """Return the rows of some blocks, in their order."""
+        return torch.cat([torch.arange(self._n)[self._slices[k]] for k in blocks])
 
     def with_blocks(self, blocks: dict[int, torch.Tensor], theta: torch.Tensor) -> Rows:
         """Return these rows with `blocks`, taken at `theta`, put in for, or after, the old ones."""
@@ -88,12 +99,12 @@ class Rows:
                 out[:, part].addmm_(weights[:, where], block[:, part])
         return out
 
-    def products(self, labels: Sequence[int]) -> torch.Tensor:
-        """Return J J_labelsᵀ in double precision, (R, M).
+    def products(self, blocks: Sequence[int]) -> torch.Tensor:
+        """Return J J_blocksᵀ in double precision, (R, M).
 
         Single precision would drown the noise, which is what makes the Gram matrix definite.
         """
-        right = torch.cat([self.blocks[k] for k in labels])
+        right = torch.cat([self.blocks[k] for k in blocks])
         out = torch.zeros(len(self), len(right), dtype=torch.float64)
         for part in _chunks(self._width):
             wide = right[:, part].double().T
@@ -194,6 +205,8 @@ class Linearised:
             state = replace(state, n_labels=len(labels))
             state, more, objective = self._fit(state, labels)
             iterations += more
+        self.activate(state)
+        state = self._with_energies(state, labels)
         state = self._drawn(state, int(rng.integers(2**32)))
         moved = float((state.theta - self.prior_theta).norm())
         return state, Info({"iterations": iterations, "objective": objective, "moved": moved})
@@ -246,29 +259,51 @@ class Linearised:
 
     def _to_take(self, state: State, labels: LabelSet) -> dict[int, Structure]:
         """Return the new labels, and those whose rows were taken farthest from the weights."""
-        known = len(state.rows.blocks)
+        known = state.rows.n_labels
         total = sum(self._height(s) for s in labels.structures)
-        drift = [float((state.theta - at).norm()) for at in state.rows.taken]
-        count = min(RENEWED // total, MOST_RENEWED)
-        oldest = sorted(range(known), key=lambda k: -drift[k])[:count]
-        moved = [k for k in oldest if drift[k] > 0]
-        return {k: labels.structures[k] for k in (*moved, *range(known, len(labels)))}
+        oldest = self._drifted(state, 1)[: min(RENEWED // total, MOST_RENEWED)]
+        return {k: labels.structures[k] for k in (*oldest, *range(known, len(labels)))}
+
+    def _drifted(self, state: State, part: int) -> list[int]:
+        """Return the labels whose energy rows (part 0) or others (1) are old, the oldest first."""
+        drift = [float((state.theta - at).norm()) for at in state.rows.taken[part::2]]
+        order = sorted(range(len(drift)), key=lambda k: -drift[k])
+        return [k for k in order if drift[k] > 0]
 
     def _taken(self, state: State, structures: dict[int, Structure]) -> State:
         """Take the rows of these labels at the weights of `state`, which must be active."""
-        if not structures:
+        blocks = {}
+        for k, structure in structures.items():
+            blocks[2 * k], blocks[2 * k + 1] = self._rows_of(structure).tensor_split([1])
+        return self._with_blocks(state, blocks)
+
+    def _with_energies(self, state: State, labels: LabelSet) -> State:
+        """Take the energies' rows anew at the weights of `state`, which must be active.
+
+        They are the largest rows and cost one backward pass each: left behind by a step of the
+        mean, they would let the energy's σ grow as large as that step's change of the energy.
+        """
+        width = 2 * max(len(state.rows), 1) * self._width
+        blocks = {}
+        for k in self._drifted(state, 0)[: ENERGY_WORK // width]:
+            gradient = self.potential.derivatives(labels.structures[k]).gradient
+            bias = torch.tensor([self._bias_unit], dtype=gradient.dtype)
+            blocks[2 * k] = torch.cat([gradient[self._columns], bias])[None]
+        return self._with_blocks(state, blocks)
+
+    def _with_blocks(self, state: State, blocks: dict[int, torch.Tensor]) -> State:
+        """Put blocks of rows, taken at the weights of `state`, in place."""
+        if not blocks:
             return state
         old = len(state.rows)
-        blocks = {k: self._rows_of(structure) for k, structure in structures.items()}
         rows = state.rows.with_blocks(blocks, state.theta)
         noise = torch.full((len(rows),), self.noise_force, dtype=torch.float64)
-        for k in range(len(rows.blocks)):
+        for k in range(rows.n_labels):
             where = rows.of(k)
             noise[where.start] = self.noise_energy
             if self.noise_stress is not None:
                 noise[where.stop - STRESSES : where.stop] = self.noise_stress
-        products = rows.products(list(blocks))
-        index = torch.cat([torch.arange(len(rows))[rows.of(k)] for k in blocks])
+        products, index = rows.products(list(blocks)), rows.where(list(blocks))
         gram = torch.zeros(len(rows), len(rows), dtype=torch.float64)
         gram[:old, :old] = state.gram
         gram[:, index] = products

@@ -1,5 +1,7 @@
 """Whole campaigns in this process: Lennard-Jones argon learning another Lennard-Jones argon."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -93,7 +95,7 @@ def test_a_step_between_checks_is_judged_where_the_energy_may_be_off(prepared, m
     runner = Runner(prepared(dynamics__check_every=50, trust__force_tolerance="none"))
     runner.open()
     runner.apply(ev.Start())
-    runner.run(lambda state: state.trusted)
+    runner.run(lambda _: runner.engine.judged and runner.engine.judged.kind == "trusted")
     at, sigma, engine = runner.state.step, Engine.sigma_energy.fget, runner.engine
     rises = [float("inf") if k == 7 else 0.0 for k in range(1000)]
     seen = []
@@ -111,6 +113,9 @@ def test_a_step_between_checks_is_judged_where_the_energy_may_be_off(prepared, m
     assert judged.step == at + 7
     monkeypatch.undo()
     assert engine.sigma_energy == pytest.approx(judged.sigma_energy, rel=1e-5)
+    for kind, may_ask in (("trusted", True), ("flagged", False)):
+        engine.judged = replace(judged, kind=kind)
+        assert np.isfinite(engine._energy_limit(runner.state)) == may_ask
     runner.close()
 
 

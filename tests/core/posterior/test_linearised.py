@@ -44,7 +44,7 @@ def test_gram_and_factor_are_those_of_the_rows_whatever_was_renewed(rng, monkeyp
     state, before = posterior.init(rng), []
     for n in (2, 3, 5):
         state, _ = posterior.update(state, labelled(structures[:n]), rng)
-        before.append(state.rows.taken)
+        before.append(state.rows.taken[1::2])
     J = dense(state.rows).double()
     assert J.shape == (sum(1 + 3 * len(s) for s in structures), 3)
     torch.testing.assert_close(state.gram, J @ J.T)
@@ -61,11 +61,26 @@ def test_renewed_rows_are_those_at_the_weights_of_the_moment(rng):
     labels = labelled(clusters(rng, 4))
     state, _ = posterior.update(posterior.init(rng), labels, rng)
     state, _ = posterior.update(state, labels, rng)
-    for block, theta, structure in zip(
-        state.rows.blocks, state.rows.taken, labels.structures, strict=True
-    ):
-        posterior.potential.set_theta(theta)
-        torch.testing.assert_close(block[:, :-1], posterior.potential.rows(structure))
+    blocks, taken = state.rows.blocks, state.rows.taken
+    for k, structure in enumerate(labels.structures):
+        for part, where in ((2 * k, slice(0, 1)), (2 * k + 1, slice(1, None))):
+            posterior.potential.set_theta(taken[part])
+            expected = posterior.potential.rows(structure)[where]
+            torch.testing.assert_close(blocks[part][:, :-1], expected)
+    assert state.rows.of(1) == slice(16, 32)
+
+
+def test_energy_rows_follow_the_weights_after_every_update(rng, monkeypatch):
+    monkeypatch.setattr(linearised, "RENEWED", 0)
+    posterior, structures = make(members=500), clusters(rng, 6)
+    state, _ = posterior.update(posterior.init(rng), labelled(structures[:3]), rng)
+    state, _ = posterior.update(state, labelled(structures[:6]), rng)
+    assert all(at is state.theta for at in state.rows.taken[0::2])
+    monkeypatch.setattr(linearised, "ENERGY_WORK", 0)
+    other, rng = make(members=500), np.random.default_rng(0)
+    stale, _ = other.update(other.init(rng), labelled(structures[:3]), rng)
+    stale, _ = other.update(stale, labelled(structures[:6]), rng)
+    assert not all(at is stale.theta for at in stale.rows.taken[0::2])
 
 
 def test_variances_equal_the_closed_form(rng):
