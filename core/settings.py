@@ -11,6 +11,7 @@ import difflib
 import json
 import math
 import tomllib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -26,7 +27,7 @@ from pydantic import (
 
 from core.errors import InputError, SettingsError, shorten
 from core.structures import Structure, check, from_file, from_name, from_smiles
-from core.units import GPA, KCAL_PER_MOL, parse_energy, parse_force, parse_stress
+from core.units import KCAL_PER_MOL, parse_energy, parse_force, parse_stress
 
 NONE = "none"
 """How a settings file, which knows no null, says that there is no tolerance."""
@@ -184,15 +185,19 @@ class PosteriorSettings(_Section):
 
     kind: Literal["linearised", "sghmc"] = Field("linearised", description="Posterior.")
     prior_std: float = Field(0.3, gt=0, description="Prior spread of each weight (linearised).")
-    noise_energy: Energy = Field(
-        0.003, gt=0, description="Label noise of the energy.", json_schema_extra={"unit": "eV"}
-    )
-    noise_force: Force = Field(
-        0.03, gt=0, description="Label noise of a force component.",
+    noise_energy: Energy | None = Field(
+        None, gt=0, title="Noise of the energy",
+        description="Of labels, and what the model cannot fit; default a seventh of the tolerance.",
+        json_schema_extra={"unit": "eV"},
+    )  # fmt: skip
+    noise_force: Force | None = Field(
+        None, gt=0, title="Noise of a force component",
+        description="The same of forces; default a fifth of the tolerance, 0.03 eV/Å without one.",
         json_schema_extra={"unit": "eV/Å"},
     )  # fmt: skip
-    noise_stress: Stress = Field(
-        0.1 * GPA, gt=0, description="Label noise of a stress component.",
+    noise_stress: Stress | None = Field(
+        None, gt=0, title="Noise of a stress component",
+        description="The same of stress; default a tenth of the tolerance.",
         json_schema_extra={"unit": "eV/Å³"},
     )  # fmt: skip
     iterations: int = Field(
@@ -204,6 +209,19 @@ class PosteriorSettings(_Section):
     sghmc_prior_std: float = Field(0.5, gt=0, description="Prior spread of each weight (sghmc).")
     sghmc_learning_rate: float = Field(1e-3, gt=0, description="Initial step size (sghmc).")
     sghmc_friction: float = Field(0.1, gt=0, lt=1, description="Friction (sghmc).")
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Standard deviations of what a label gives, model discrepancy included.
+
+    Attributes:
+        energy: eV. force: of a component, eV/Å. stress: of a component, eV/Å³, or None.
+    """
+
+    energy: float
+    force: float
+    stress: float | None = None
 
 
 class LabellingSettings(_Section):
@@ -253,6 +271,15 @@ class Settings(_Section):
     trust: TrustSettings = TrustSettings()
     posterior: PosteriorSettings = PosteriorSettings()
     labelling: LabellingSettings = LabellingSettings()
+
+    def noise_for(self, n_atoms: int) -> Noise:
+        """Return the noise of labels of `n_atoms`: as given, or in proportion to the tolerances."""
+        trust, given = self.trust, self.posterior
+        energy = given.noise_energy or trust.energy_tolerance_for(n_atoms) / 7
+        force = given.noise_force or (trust.force_tolerance or 0.15) / 5
+        if trust.stress_tolerance is None:
+            return Noise(energy, force)
+        return Noise(energy, force, given.noise_stress or trust.stress_tolerance / 10)
 
     def with_value(self, path: str, value: Any) -> Settings:
         """Return settings with the field `path` ("trust.confidence") set to `value`.

@@ -46,6 +46,7 @@ from core.potentials import load as load_potential
 from core.reference import make as make_reference
 from core.reference.base import validate
 from core.reference.submitter import Submitter
+from core.settings import Noise
 from core.structures import Structure
 
 SNAPSHOTS = "snapshots"
@@ -72,11 +73,15 @@ class Outcome:
 class Engine:
     """The numerical side of one campaign.
 
+    Args:
+        noise: of the labels, by the settings the campaign began with: tolerances changed since
+            do not make it another one.
+
     Raises:
         InputError: model, reference and structure do not fit. LabelError: a program is missing.
     """
 
-    def __init__(self, directory: Path, structure: Structure, state: State) -> None:
+    def __init__(self, directory: Path, structure: Structure, state: State, noise: Noise) -> None:
         settings = state.settings
         torch.set_num_threads(settings.potential.threads)
         self._with_stress = state.stress_tolerance is not None
@@ -96,10 +101,11 @@ class Engine:
             directory / LABELS, reference, processes=settings.labelling.processes,
             time_limit_s=settings.labelling.time_limit_s,
         )  # fmt: skip
+        self._noise = noise
         posterior = make_posterior(
-            self.potential, settings.posterior, energy_tolerance=state.energy_tolerance,
+            self.potential, settings.posterior, self._noise,
+            energy_tolerance=state.energy_tolerance,
             elements=sorted(set(structure.numbers.tolist())),
-            stress=state.stress_tolerance is not None,
         )  # fmt: skip
         seed = settings.labelling.seed
         self.learner = Learner(self.potential, posterior, seed=seed)
@@ -322,9 +328,7 @@ class Engine:
     def _canary(self, state: State, probes: LabelSet, before: canary.Errors) -> None:
         settings = state.settings
         after = canary.errors(self.potential, probes)
-        canary.check_errors(
-            before, after, energy=state.energy_tolerance, force=settings.posterior.noise_force
-        )
+        canary.check_errors(before, after, energy=state.energy_tolerance, force=self._noise.force)
         d = self.dynamics
         canary.check_dynamics(
             self.potential, d.structure, d.velocities, settings.dynamics, self.limits

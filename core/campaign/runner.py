@@ -65,7 +65,8 @@ class Runner:
 
     def open(self) -> None:
         """Load model and reference, restore what was learned, take up what was under way."""
-        self._engine = Engine(self.directory, self.structure, self.state)
+        noise = st.read_settings(self.store.connection).noise_for(len(self.structure))
+        self._engine = Engine(self.directory, self.structure, self.state, noise)
         self.store.set_meta("fingerprint", self._engine.fingerprint)
         self._restore_knowledge()
         self._restore_dynamics()

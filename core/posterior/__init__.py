@@ -8,23 +8,27 @@ from core.contracts import Posterior, Potential
 from core.errors import SettingsError
 from core.posterior.linearised import Linearised
 from core.posterior.sghmc import Schedule, Sghmc
-from core.settings import PosteriorSettings
+from core.settings import Noise, PosteriorSettings
 
 __all__ = ["make"]
 
 
 def make(
-    potential: Potential, settings: PosteriorSettings, *, energy_tolerance: float,
-    elements: Sequence[int] | None = None, stress: bool = False,
+    potential: Potential, settings: PosteriorSettings, noise: Noise, *, energy_tolerance: float,
+    elements: Sequence[int] | None = None,
 ) -> Posterior:  # fmt: skip
     """Return the posterior the settings ask for, centred on the weights now in force.
 
-    `energy_tolerance` (eV) sets the energy noise of `sghmc`, as published; `elements` are the
-    atomic numbers of all structures to come, by default all the potential knows; with `stress`,
-    labels have one and it is learned from.
+    Args:
+        noise: of the labels; with one of stress, labels have a stress and it is learned from.
+        energy_tolerance: eV, sets the energy noise of `sghmc`, as published.
+        elements: atomic numbers of all structures to come, by default all the potential knows.
+
+    Raises:
+        SettingsError: a posterior that does not learn from stress was to do so.
     """
     if settings.kind == "sghmc":
-        if stress:
+        if noise.stress is not None:
             raise SettingsError(
                 "posterior.kind 'sghmc' does not learn from stress; use 'linearised', or no "
                 "trust.stress_tolerance."
@@ -44,9 +48,9 @@ def make(
         potential,
         elements=elements,
         prior_std=settings.prior_std,
-        noise_energy=settings.noise_energy,
-        noise_force=settings.noise_force,
-        noise_stress=settings.noise_stress if stress else None,
+        noise_energy=noise.energy,
+        noise_force=noise.force,
+        noise_stress=noise.stress,
         members=settings.members,
         max_iterations=settings.iterations,
     )

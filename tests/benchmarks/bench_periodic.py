@@ -63,6 +63,11 @@ stress_tolerance = "1 GPa"
 initial_labels = 6
 initial_stride = 10
 
+[posterior]
+noise_energy = "30 meV"
+noise_force = "0.08 eV/Å"
+noise_stress = "0.1 GPa"
+
 [labelling]
 reference = "teacher:{{teacher}}"
 max_labels = 400

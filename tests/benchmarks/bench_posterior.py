@@ -21,7 +21,7 @@ from core.dynamics.integrators import Dynamics
 from core.posterior import make
 from core.potentials import load
 from core.reference import make as make_reference
-from core.settings import DynamicsSettings, PosteriorSettings
+from core.settings import DynamicsSettings, Noise, PosteriorSettings
 from core.structures import Structure, from_smiles
 from core.units import KCAL_PER_MOL
 
@@ -75,7 +75,8 @@ def measure(kind: str, train: LabelSet, test: LabelSet) -> dict[str, Any]:
     residual = train.energies - potential.predict(train.structures, forces=False).energies
     offset = float(residual.mean())
     labels = LabelSet(train.structures, train.energies - offset, train.forces)
-    posterior = make(potential, PosteriorSettings(kind=kind), energy_tolerance=0.5 * KCAL_PER_MOL)
+    settings = PosteriorSettings(kind=kind)
+    posterior = make(potential, settings, Noise(0.003, 0.03), energy_tolerance=0.5 * KCAL_PER_MOL)
     rng = np.random.default_rng(1)
     began = time.perf_counter()
     state, _ = posterior.update(posterior.init(rng), labels, rng)

@@ -36,7 +36,7 @@ from core.potentials import load
 from core.potentials.base import TorchPotential
 from core.potentials.convert import convert
 from core.potentials.mace import guarded, scripted
-from core.settings import DynamicsSettings, PosteriorSettings
+from core.settings import DynamicsSettings, Noise, PosteriorSettings
 from core.structures import Structure, from_atoms
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
@@ -102,7 +102,7 @@ def with_flywise(atoms: ase.Atoms, potential: TorchPotential, *, bounds: bool) -
     if not bounds:
         return dynamics.run
     posterior = make_posterior(
-        potential, PosteriorSettings(), energy_tolerance=0.02,
+        potential, PosteriorSettings(), Noise(0.003, 0.03), energy_tolerance=0.02,
         elements=sorted(set(structure.numbers.tolist())),
     )  # fmt: skip
     state = posterior.init(np.random.default_rng(1))

@@ -4,7 +4,7 @@ import pytest
 
 from core import settings
 from core.errors import SettingsError, StructureError
-from core.units import KCAL_PER_MOL
+from core.units import GPA, KCAL_PER_MOL
 
 MINIMAL = '[structure]\nsmiles = "CCO"\n'
 
@@ -97,3 +97,18 @@ def test_paths_are_relative_to_the_settings_file(tmp_path):
         given = load(tmp_path, text.format(model))
         assert given.potential.model == meant
         assert given.structure.file == str(tmp_path / "water.xyz")
+
+
+def test_the_noise_of_labels_follows_the_tolerances_unless_it_is_given():
+    given = {"structure": {"name": "H2O"}, "trust": {"energy_tolerance": 0.07}}
+    assert settings.from_dict(given).noise_for(3) == settings.Noise(
+        pytest.approx(0.01), pytest.approx(0.03)
+    )
+    given["trust"] |= {"force_tolerance": 0.5, "stress_tolerance": "1 GPa"}
+    noise = settings.from_dict(given).noise_for(3)
+    assert (noise.force, noise.stress) == (0.1, pytest.approx(0.1 * GPA))
+    given["posterior"] = {"noise_energy": "2 meV", "noise_stress": "0.3 GPa"}
+    noise = settings.from_dict(given).noise_for(3)
+    assert noise == settings.Noise(pytest.approx(0.002), 0.1, pytest.approx(0.3 * GPA))
+    given["trust"] = {"force_tolerance": "none"}
+    assert settings.from_dict(given).noise_for(3).force == pytest.approx(0.03)

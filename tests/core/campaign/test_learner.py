@@ -13,7 +13,7 @@ from core.campaign.learner import (
 )
 from core.posterior import make
 from core.potentials import load
-from core.settings import PosteriorSettings
+from core.settings import Noise, PosteriorSettings
 
 SHIFT = -20.0
 
@@ -21,8 +21,9 @@ SHIFT = -20.0
 @pytest.fixture
 def learner():
     potential = load("lennard-jones", dtype="float64")
-    settings = PosteriorSettings(noise_energy=5e-4, noise_force=1e-3)
-    return Learner(potential, make(potential, settings, energy_tolerance=0.01), seed=1)
+    noise = Noise(energy=5e-4, force=1e-3)
+    posterior = make(potential, PosteriorSettings(), noise, energy_tolerance=0.01)
+    return Learner(potential, posterior, seed=1)
 
 
 @pytest.fixture
