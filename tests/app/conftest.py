@@ -61,6 +61,7 @@ def argon_campaign(
             "potential": {"model": "lennard-jones"},
             "dynamics": {"temperature_K": 20, "timestep_fs": 5, "steps": steps},
             "trust": {"energy_tolerance": energy, "force_tolerance": 0.02},
+            "posterior": {"noise_energy": 0.003, "noise_force": 0.03},
             "labelling": {"reference": "teacher:lennard-jones:0.0110:3.36", "mode": mode},
         }
     )
