@@ -72,7 +72,7 @@ def export_frames(reader: CampaignReader, path: str | Path, chosen: Chosen = "wa
     """Write frames to be labelled elsewhere; return how many.
 
     "flagged" writes every flagged frame that has no label and is not at the reference. Add the
-    labels as energy and forces, or REF_energy and REF_forces; keep the other fields and the atoms'
+    labels as energy and forces (and stress, where it has a tolerance), or with REF_ before; keep the other fields and the atoms'
     order and places.
 
     Raises:
@@ -228,8 +228,7 @@ class _Desk:
 
     def _numbers(self, given: XyzFrame) -> tuple[float, np.ndarray]:
         """Return energy (eV) and forces (N, 3) (eV/Å)."""
-        marked = "REF_energy" in given.info or "REF_forces" in given.columns
-        energy, forces = ("REF_energy", "REF_forces") if marked else ("energy", "forces")
+        energy, forces = (f"{_prefix(given)}{name}" for name in ("energy", "forces"))
         if energy not in given.info:
             raise InputError("it has no energy; add energy=... (eV) to its comment line")
         if forces not in given.columns:
@@ -250,14 +249,14 @@ class _Desk:
         """Return the stress (3, 3), eV/Å³, of a campaign that has a tolerance on it."""
         if self._reader.settings.trust.stress_tolerance is None:
             return None
-        text = given.info.get("REF_stress", given.info.get("stress", ""))
+        name = f"{_prefix(given)}stress"  # of one origin with energy and forces
         try:
-            numbers = np.array([float(word) for word in text.split()])
+            numbers = np.array([float(word) for word in given.info.get(name, "").split()])
         except ValueError:
             numbers = np.zeros(0)
         if numbers.shape != (9,) or not np.isfinite(numbers).all():
             raise InputError(
-                "this campaign has a tolerance on stress; add REF_stress with its nine components "
+                f"this campaign has a tolerance on stress; add {name} with its nine components "
                 "(eV/Å³, tension positive), as ASE writes them"
             )
         return numbers.reshape(3, 3)
@@ -391,6 +390,11 @@ def _distances(positions: np.ndarray) -> np.ndarray:
 
 
 # Against the model's own prediction
+
+
+def _prefix(given: XyzFrame) -> str:
+    """Return what stands before the names of the labels in a frame."""
+    return "REF_" if "REF_energy" in given.info or "REF_forces" in given.columns else ""
 
 
 def _check_against_model(label: Label, frame: Frame, query: Query) -> None:

@@ -552,7 +552,7 @@ class Store:
                 np.frombuffer(forces, "<f8").reshape(-1, 3).copy(),
                 fingerprint,
                 _matrix_of(stress),
-            )  # fmt: skip
+            )
             for query, energy, forces, fingerprint, stress in rows
         ]
 

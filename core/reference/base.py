@@ -17,6 +17,8 @@ from core.contracts import Label
 from core.errors import LabelError
 from core.structures import Structure
 
+ASYMMETRY = 1e-3
+"""Of a stress, relative to its largest component; and eV/Å³ below which none counts."""
 NOISE_ABSOLUTE = 0.01
 """Net force and torque a label may carry for each atom, eV/Å: coarse DFT grids are let pass."""
 
@@ -49,6 +51,8 @@ def validate(label: Label) -> Label:
         raise _rejected(f"it has forces of shape {np.shape(label.forces)}, not ({n}, 3)")
     if not (np.isfinite(label.energy) and np.isfinite(label.forces).all()):
         raise _rejected("it holds numbers that are not finite")
+    if label.stress is not None:
+        _check_stress(label.stress)
     limit = NOISE_ABSOLUTE + NOISE_RELATIVE * float(np.sqrt((label.forces**2).sum() / n))
     net = float(np.linalg.norm(label.forces.sum(0)) / np.sqrt(n))
     if net > limit:
@@ -59,6 +63,16 @@ def validate(label: Label) -> Label:
     if not any(label.structure.pbc):
         _check_torque(label, limit)
     return label
+
+
+def _check_stress(stress: np.ndarray) -> None:
+    if np.shape(stress) != (3, 3):
+        raise _rejected(f"it has a stress of shape {np.shape(stress)}, not (3, 3)")
+    if not np.isfinite(stress).all():
+        raise _rejected("its stress holds numbers that are not finite")
+    lopsided = float(np.abs(stress - stress.T).max())
+    if lopsided > ASYMMETRY * max(float(np.abs(stress).max()), ASYMMETRY):
+        raise _rejected(f"its stress is not symmetric (by {lopsided:.2g} eV/Å³)")
 
 
 def _check_torque(label: Label, limit: float) -> None:

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from ase.build import bulk
 
 from core import settings
 from core.settings import Settings
@@ -34,6 +35,33 @@ def argon_settings(folder) -> Settings:
             "labelling": {"reference": "teacher:lennard-jones:0.0115:3.45"},
         }
     )  # fmt: skip
+
+
+def crystal_settings(folder, **overrides) -> Settings:
+    """Settings of a short campaign on 32 atoms of solid argon, with overrides by path."""
+    file = folder / "crystal.xyz"
+    bulk("Ar", "fcc", a=5.3, cubic=True).repeat(2).write(file, format="extxyz")
+    made = settings.from_dict(
+        {
+            "structure": {"file": str(file)},
+            "potential": {"model": "lennard-jones"},
+            "dynamics": {"temperature_K": 40, "timestep_fs": 5, "steps": 200},
+            "trust": {
+                "energy_tolerance": 0.02, "force_tolerance": 0.02, "initial_labels": 3,
+                "initial_stride": 10,
+            },
+            "labelling": {"reference": "teacher:lennard-jones:0.0110:3.36"},
+        }
+    )  # fmt: skip
+    for path, value in overrides.items():
+        made = made.with_value(path.replace("__", "."), value)
+    return made
+
+
+@pytest.fixture(scope="session")
+def crystal():
+    """A function: folder, overrides -> settings of a campaign on a crystal."""
+    return crystal_settings
 
 
 @pytest.fixture(scope="session")

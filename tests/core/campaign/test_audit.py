@@ -3,8 +3,6 @@ import sqlite3
 
 import numpy as np
 import pytest
-from ase.build import bulk
-from ase.io import write
 
 from core import settings, worker
 from core.campaign import store
@@ -72,47 +70,34 @@ def test_an_audit_between_stored_frames_is_refused(finished):
 
 
 @pytest.fixture(scope="module")
-def crystal(tmp_path_factory):
-    """A campaign of crystalline argon with a tolerance on stress; do not change it."""
-    folder = tmp_path_factory.mktemp("crystal")
-    write(folder / "argon.xyz", bulk("Ar", "fcc", a=5.3, cubic=True).repeat(2), format="extxyz")
-    given = settings.from_dict(
-        {
-            "structure": {"file": str(folder / "argon.xyz")},
-            "potential": {"model": "lennard-jones"},
-            "dynamics": {"temperature_K": 40, "timestep_fs": 5, "steps": 200},
-            "trust": {
-                "energy_tolerance": 0.02, "force_tolerance": 0.02,
-                "stress_tolerance": "0.02 GPa", "initial_labels": 3, "initial_stride": 10,
-            },
-            "labelling": {"reference": "teacher:lennard-jones:0.0110:3.36"},
-        }
-    )  # fmt: skip
-    worker.prepare(folder / "argon", given)
+def tense(tmp_path_factory, crystal):
+    """A campaign on a crystal with a tolerance on stress; do not change it."""
+    folder = tmp_path_factory.mktemp("tense")
+    worker.prepare(folder / "argon", crystal(folder, trust__stress_tolerance="0.02 GPa"))
     assert worker.run_inline(folder / "argon").phase == "finished"
     return folder / "argon"
 
 
-def test_a_promise_on_stress_is_audited(crystal, tmp_path):
-    directory = shutil.copytree(crystal, tmp_path / "copy")
+def test_a_promise_on_stress_is_audited(tense, tmp_path):
+    directory = shutil.copytree(tense, tmp_path / "copy")
     report = audit(directory, 10)
     assert report.frames > 5 and report.stress_within_tolerance > 0.8
     assert 0 < report.stress_mean_max_error < 0.02 * GPA
 
 
-def test_stress_is_kept_with_frames_labels_and_scores(crystal, tmp_path):
-    with CampaignReader(crystal) as reader:
+def test_stress_is_kept_with_frames_labels_and_scores(tense, tmp_path):
+    with CampaignReader(tense) as reader:
         labels, state = reader.labels(), reader.state()
         last = reader.frame(int(reader.frames_since(1)["id"][-1]))
     assert all(label.stress.shape == (3, 3) and label.stress_ratio > 0 for label in labels)
     assert last.stress.shape == (3, 3) and last.sigma_stress > 0 < last.stress_bound
     assert all(q.stress_bound is not None for q in state.queue)
-    export(crystal, tmp_path / "all.xyz")
+    export(tense, tmp_path / "all.xyz")
     text = (tmp_path / "all.xyz").read_text()
     assert 'REF_stress="' in text and "stress_bound=" in text
 
 
-def test_a_tolerance_on_stress_needs_a_crystal(crystal):
+def test_a_tolerance_on_stress_needs_a_crystal():
     given = {"structure": {"name": "H2O"}, "trust": {"stress_tolerance": "1 GPa"}}
     with pytest.raises(InputError, match="does not repeat in all three directions"):
         settings.structure_of(settings.from_dict(given))

@@ -117,25 +117,10 @@ def test_the_temperature_can_be_changed():
 
 
 @pytest.fixture(scope="module")
-def campaign(tmp_path_factory):
+def campaign(tmp_path_factory, crystal):
     """A campaign at constant pressure; do not change it."""
     folder = tmp_path_factory.mktemp("npt")
-    write(folder / "argon.xyz", ARGON.to_atoms(), format="extxyz")
-    given = settings.from_dict(
-        {
-            "structure": {"file": str(folder / "argon.xyz")},
-            "potential": {"model": "lennard-jones"},
-            "dynamics": {
-                "ensemble": "npt", "temperature_K": 40, "timestep_fs": 5, "steps": 200,
-                "pressure": "0.3 GPa",
-            },
-            "trust": {
-                "energy_tolerance": 0.02, "force_tolerance": 0.02, "initial_labels": 3,
-                "initial_stride": 10,
-            },
-            "labelling": {"reference": "teacher:lennard-jones:0.0110:3.36"},
-        }
-    )  # fmt: skip
+    given = crystal(folder, dynamics__ensemble="npt", dynamics__pressure="0.3 GPa")
     worker.prepare(folder / "argon", given)
     assert worker.run_inline(folder / "argon").phase == "finished"
     return folder / "argon"
@@ -145,11 +130,11 @@ def test_frames_keep_their_cell_and_labels_are_of_it(campaign, tmp_path):
     with CampaignReader(campaign) as reader:
         ids = reader.frames_since(1)["id"]
         frames = [reader.frame(int(i)) for i in ids]
-        scales = reader.scales_since(0)
-    volumes = [frame.of(ARGON).volume for frame in frames]
+        scales, start = reader.scales_since(0), reader.structure
+    volumes = [frame.of(start).volume for frame in frames]
     assert np.ptp(volumes) > 5
     assert scales[0] == 1.0
-    np.testing.assert_allclose(scales[1:], np.cbrt(np.array(volumes) / ARGON.volume))
+    np.testing.assert_allclose(scales[1:], np.cbrt(np.array(volumes) / start.volume))
     report = audit(shutil.copytree(campaign, tmp_path / "copy"), 10)
     assert report.frames > 5 and report.within_tolerance == 1.0 and report.rmse_eV < 0.005
     export(campaign, tmp_path / "all.xyz")
