@@ -72,8 +72,8 @@ def export_frames(reader: CampaignReader, path: str | Path, chosen: Chosen = "wa
     """Write frames to be labelled elsewhere; return how many.
 
     "flagged" writes every flagged frame that has no label and is not at the reference. Add the
-    labels as energy and forces (and stress, where it has a tolerance), or with REF_ before; keep the other fields and the atoms'
-    order and places.
+    labels as energy and forces (and stress, where it has a tolerance), or all with REF_ before;
+    keep the other fields and the atoms' order and places.
 
     Raises:
         InputError: no such frame, or the file's suffix is not that of extended XYZ.

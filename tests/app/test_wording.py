@@ -68,5 +68,8 @@ def test_figures_are_significant(value, text):
 def test_reasons_name_what_may_be_wrong():
     both = wording.reasons(query(reasons=("energy", "force")))
     assert both.startswith("The energy and a force may be off")
+    all_three = wording.reasons(query(reasons=("energy", "force", "stress")))
+    assert all_three.startswith("The energy, a force and the stress may be off")
+    assert wording.reasons(query(reasons=("stress",))).startswith("The stress may be off")
     assert "offset" in wording.reasons(query(reasons=("initial",)))
     assert "within the tolerances" in wording.reasons(query(reasons=()))

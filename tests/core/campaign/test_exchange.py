@@ -8,6 +8,7 @@ import ase.io
 import numpy as np
 import pytest
 from ase.calculators.singlepoint import SinglePointCalculator
+from ase.stress import full_3x3_to_voigt_6_stress
 
 from core import worker
 from core.campaign import events as ev
@@ -15,7 +16,7 @@ from core.campaign import exchange, store
 from core.campaign.exchange import Declared
 from core.campaign.reader import CampaignReader, Commander
 from core.campaign.runner import Runner
-from core.errors import InputError
+from core.errors import InputError, LabelError
 from core.reference import make as make_reference
 from core.structures import from_atoms
 from core.units import KCAL_PER_MOL
@@ -48,10 +49,13 @@ def reader(original):
 def answers(reader, tmp_path, change=None, chosen="waiting") -> bytes:
     """The exported frames with the teacher's labels, each changed by `change(atoms, number)`."""
     exchange.export_frames(reader, tmp_path / "out.extxyz", chosen)
-    teacher, file = make_reference(TEACHER), io.StringIO()
+    teacher, file = make_reference(reader.settings.labelling.reference), io.StringIO()
     for number, atoms in enumerate(ase.io.read(tmp_path / "out.extxyz", ":"), 1):
         label = teacher.compute(from_atoms(atoms))
-        atoms.calc = SinglePointCalculator(atoms, energy=label.energy, forces=label.forces.copy())
+        found = {"energy": label.energy, "forces": label.forces.copy()}
+        if label.stress is not None:
+            found["stress"] = full_3x3_to_voigt_6_stress(label.stress)
+        atoms.calc = SinglePointCalculator(atoms, **found)
         if change is not None:
             change(atoms, number)
         ase.io.write(file, atoms, format="extxyz")
@@ -330,3 +334,66 @@ def test_an_import_that_dies_half_way_leaves_nothing_and_is_done_later(
         assert Runner(waiting).state.ids("waiting") == (1, 2, 3)
         assert worker.run_inline(waiting, until=lambda state: state.trusted).trusted
         assert len(reader.labels()) >= 3
+
+
+@pytest.fixture(scope="module")
+def tense(tmp_path_factory, crystal):
+    """A campaign with a tolerance on stress whose first frames wait; do not change it."""
+    folder = tmp_path_factory.mktemp("tense")
+    given = crystal(folder, labelling__mode="approve", trust__stress_tolerance="0.02 GPa")
+    worker.prepare(folder / "argon", given)
+    assert worker.run_inline(folder / "argon").ids("waiting") == (1, 2, 3)
+    return folder / "argon"
+
+
+def test_stress_comes_back_with_the_labels_and_is_learned(tense, tmp_path):
+    directory = shutil.copytree(tense, tmp_path / "campaign")
+    with CampaignReader(directory) as reader:
+        offer = exchange.read_labels(reader, answers(reader, tmp_path), "back.xyz")
+        exchange.hand_over(Commander(directory), offer, "Ada")
+        assert worker.run_inline(directory, until=lambda state: state.trusted).trusted
+        rows = reader.labels()
+        truth = make_reference(reader.settings.labelling.reference)
+        for row in rows:
+            label = truth.compute(reader.structure_at(row.frame_id))
+            np.testing.assert_allclose(row.stress, label.stress, atol=1e-8)
+            assert row.stress_ratio > 0
+
+
+def drop_stress(atoms, number):
+    del atoms.calc.results["stress"]
+
+
+def of_another_origin(atoms, number):
+    """Energy and forces of a reference, beside a stress that may be the model's own."""
+    results = atoms.calc.results
+    atoms.info["REF_energy"] = results.pop("energy")
+    atoms.arrays["REF_forces"] = results.pop("forces")
+
+
+@pytest.mark.parametrize(
+    ("change", "name"), [(drop_stress, "add stress"), (of_another_origin, "add REF_stress")]
+)
+def test_labels_without_the_stress_that_is_promised_are_refused(tense, tmp_path, change, name):
+    with CampaignReader(tense) as reader, pytest.raises(InputError, match=name):
+        exchange.read_labels(reader, answers(reader, tmp_path, change), "back.xyz")
+
+
+@pytest.mark.parametrize(
+    ("stress", "message"),
+    [
+        (None, "has no stress"),
+        (np.ones(6), r"shape \(6,\)"),
+        (np.full((3, 3), np.nan), "not finite"),
+        (np.triu(np.ones((3, 3))), "not symmetric"),
+    ],
+)
+def test_the_worker_checks_the_stress_again(tense, tmp_path, stress, message):
+    directory = shutil.copytree(tense, tmp_path / "campaign")
+    with CampaignReader(directory) as reader:
+        runner = Runner(directory)
+        runner.open()
+        offer = exchange.read_labels(reader, answers(reader, tmp_path), "back.xyz")
+        with pytest.raises(LabelError, match=message):
+            runner.engine.accept(forged(offer.labels[0], stress=stress))
+        runner.close()
