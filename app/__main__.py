@@ -88,6 +88,11 @@ _TOLD: dict[str, Any] = {
     "FrameChecked": lambda s, e: (
         f"flagged ({', '.join(e.reasons)})" if e.reasons else f"P(within) {e.probability:.3f}"
     ),
+    "StepCompiled": lambda s, e: (
+        f"steps not compiled: {e.problem}"
+        if e.problem
+        else f"steps compiled: {e.before_ms:.2g} to {e.after_ms:.2g} ms"
+    ),
     "LabelFailed": lambda s, e: f"label failed: {e.failure}: {e.message}",
     "Updated": lambda s, e: f"learned {e.n_labels} labels in {e.seconds:.2f} s",
     "UpdateRefused": lambda s, e: f"new weights refused: {e.reason}",

@@ -70,10 +70,13 @@ def model_folder(name: str) -> Path:
 
 
 def downloaded(name: str) -> Path:
-    """Return where a foundation model goes: in the user's cache; FLYWISE_HOME moves it."""
+    """Return where a foundation model goes in the user's cache."""
+    return cache() / "models" / name.replace(":", "-")
+
+
+def cache() -> Path:
+    """Return the folder of what can be fetched or made again; FLYWISE_HOME moves it."""
     if home := os.environ.get("FLYWISE_HOME"):
-        folder = Path(home)
-    else:
-        usual = Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache")
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or usual) / "flywise"
-    return folder / "models" / name.replace(":", "-")
+        return Path(home)
+    usual = Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache")
+    return Path(os.environ.get("XDG_CACHE_HOME") or usual) / "flywise"

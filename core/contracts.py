@@ -205,8 +205,12 @@ class Potential(Protocol):
         """Return an evaluator of many weight vectors at once."""
         ...
 
-    def evaluator(self, structure: Structure) -> Evaluator:
-        """Return a fast positions (N, 3) -> (energy, forces) function for MD, weights shared."""
+    def evaluator(self, structure: Structure, *, compiled: Path | None = None) -> Evaluator:
+        """Return a fast positions (N, 3) -> (energy, forces) function for MD, weights shared.
+
+        Args:
+            compiled: folder of compiled steps; they are made while the first steps are done.
+        """
         ...
 
 
@@ -229,6 +233,15 @@ class Members(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Compilation:
+    """What became of compiling a step: milliseconds before and with it, or why it is not done."""
+
+    before_ms: float = 0.0
+    after_ms: float = 0.0
+    problem: str = ""
+
+
 class Evaluator(Protocol):
     """Energy and forces of one structure, step by step.
 
@@ -246,6 +259,14 @@ class Evaluator(Protocol):
 
     def watch(self, directions: torch.Tensor | None) -> None:
         """Give `changes` from now on, along (M, K) of the `relevant` weights; stop with None."""
+        ...
+
+    def news(self) -> list[Compilation]:
+        """Return what has become of compiling the step since the last call."""
+        ...
+
+    def close(self) -> None:
+        """Give up what is being compiled."""
         ...
 
 

@@ -86,6 +86,11 @@ class PotentialSettings(_Section):
     )  # fmt: skip
     dtype: Literal["float32", "float64"] = Field("float32", description="Precision of the model.")
     threads: int = Field(1, ge=1, le=64, description="CPU threads of the simulation.")
+    compiled: bool = Field(
+        False, title="Compiled steps",
+        description="Steps of small systems take a fraction of the time, after a minute in which "
+        "they are compiled; needs a C++ compiler. Trajectories then repeat to rounding only.",
+    )  # fmt: skip
     learning_threads: int = Field(
         0, ge=0, le=64, title="CPU threads of learning",
         description="The simulation waits meanwhile; 0 for all cores.",

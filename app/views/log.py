@@ -295,6 +295,13 @@ def _checked(event: Any, frames: Names) -> str:
     return f"{step} flagged: {', '.join(bounds[reason] for reason in event.reasons)}."
 
 
+def _compiled(event: Any, frames: Names) -> str:
+    if event.problem:
+        return f"The steps stay as they were, they could not be compiled: {event.problem}."
+    faster = f"{event.before_ms:.2g} → {event.after_ms:.2g} ms"
+    return f"Steps are compiled from step {count(event.step)} on: {faster} each."
+
+
 def _updated(event: Any, frames: Names) -> str:
     labels = "1 label" if event.n_labels == 1 else f"{count(event.n_labels)} labels"
     return f"The model learned: {labels} in all, in {duration(event.seconds)}."
@@ -327,6 +334,7 @@ _SENTENCES: dict[type[ev.Event], Callable[[Any, Names], str]] = {
     ev.Undo: lambda e, frames: "The last decision was taken back.",
     ev.WorkerStarted: lambda e, frames: f"The engine started (process {e.pid}).",
     ev.WorkerFailed: lambda e, frames: f"The engine stopped by an error: {_last_line(e.traceback)}",
+    ev.StepCompiled: _compiled,
     ev.FrameChecked: _checked,
     ev.StepsDone: lambda e, frames: f"The simulation reached step {count(e.step)}.",
     ev.Broken: lambda e, frames: f"Broken at step {count(e.step)} and rewound: {e.reason}",

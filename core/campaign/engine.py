@@ -13,7 +13,7 @@ import resource
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from core.acquisition.selection import max_determinant
+from core.assets import cache
 from core.calibration import Assessment
 from core.campaign import canary
 from core.campaign import events as ev
@@ -112,7 +113,8 @@ class Engine:
         self.knowledge = self.learner.begin()
         self.learner.activate(self.knowledge)
         self._periodic = settings.labelling.every > 0
-        self._evaluator = self.potential.evaluator(structure)
+        compiled = cache() / "compiled" if settings.potential.compiled else None
+        self._evaluator = self.potential.evaluator(structure, compiled=compiled)
         self.dynamics = Dynamics(
             structure, self._evaluator, settings.dynamics, np.random.default_rng([seed, 0])
         )
@@ -126,8 +128,9 @@ class Engine:
         """Whether `run` stopped because the energy may be beyond its tolerance."""
 
     def close(self, wait_s: float = 0.0) -> None:
-        """End the label processes."""
+        """End the label processes, and that of the compiler."""
         self.submitter.close(wait_s)
+        self._evaluator.close()
 
     # Dynamics
 
@@ -148,6 +151,11 @@ class Engine:
             if self.suspicious or time.monotonic() >= end:
                 return None
         return None
+
+    def compiled(self) -> list[ev.StepCompiled]:
+        """Return what has become of compiling the step since the last call."""
+        step = self.dynamics.step
+        return [ev.StepCompiled(step=step, **asdict(news)) for news in self._evaluator.news()]
 
     @property
     def sigma_energy(self) -> float:

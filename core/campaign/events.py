@@ -139,6 +139,16 @@ class WorkerFailed(Fact):
 
 
 @dataclass(frozen=True, kw_only=True)
+class StepCompiled(Fact):
+    """Steps are compiled from `step` on, milliseconds before and after; or why they are not."""
+
+    step: int
+    before_ms: float = 0.0
+    after_ms: float = 0.0
+    problem: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class FrameChecked(Fact):
     """The dynamics reached `step` and the frame was judged; σ in eV and eV/Å.
 

@@ -369,6 +369,10 @@ def _worker_failed(state: State, event: ev.WorkerFailed) -> Step:
     return replace(state, failure=text, updating=False, proposing=False, fresh=fresh), ()
 
 
+def _step_compiled(state: State, event: ev.StepCompiled) -> Step:
+    return state, ()
+
+
 def _frame_checked(state: State, event: ev.FrameChecked) -> Step:
     here = (event.frame_id, event.step)
     run = state.steps_run + max(event.step - state.step, 0)
@@ -503,6 +507,7 @@ _HANDLERS: dict[type[ev.Event], Callable[[State, Any], Step]] = {
     ev.Undo: _undo,
     ev.WorkerStarted: _worker_started,
     ev.WorkerFailed: _worker_failed,
+    ev.StepCompiled: _step_compiled,
     ev.FrameChecked: _frame_checked,
     ev.StepsDone: _steps_done,
     ev.Broken: _broken,

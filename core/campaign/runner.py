@@ -181,6 +181,8 @@ class Runner:
     def _run_dynamics(self) -> None:
         engine, state = self.engine, self.state
         why = engine.run(state, 1 / RATE_HZ)
+        for event in engine.compiled():
+            self.apply(event)
         step = engine.dynamics.step
         if why is not None:
             self.apply(ev.Broken(step=step, reason=why))

@@ -12,13 +12,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import ase.data
 import numpy as np
 import torch
 
-from core.contracts import Derivatives, Prediction
+from core.contracts import Compilation, Derivatives, Prediction
 from core.errors import ModelError
+from core.potentials.compiled import Compiler
 from core.potentials.members import Members
 from core.potentials.neighbours import Edges, SkinList, neighbour_list
 from core.structures import VOIGT, Structure
@@ -36,6 +39,9 @@ class GraphBatch:
         senders, receivers: (E,). shifts: (E, 3), Å, r_ij = r_receiver - r_sender + shift.
         index: (ΣN,) structure of each atom. volumes: (S,), Å³, nan where there is none.
         strain: (S, 3, 3), by whose symmetric part each structure is deformed; None for not at all.
+        places: (E,) width · receiver + rank among its edges; found when needed if None.
+        width: with `places`, the most edges an atom may receive.
+        one_hot: (ΣN, elements), to be given where `species` is a variable of a compiled program.
     """
 
     species: torch.Tensor
@@ -48,6 +54,9 @@ class GraphBatch:
     isolated: np.ndarray
     volumes: np.ndarray
     strain: torch.Tensor | None = None
+    places: torch.Tensor | None = None
+    width: int = 0
+    one_hot: torch.Tensor | None = None
 
     @property
     def n_structures(self) -> int:
@@ -66,6 +75,13 @@ class GraphBatch:
             return vectors + vectors @ symmetric[0]
         by_edge = symmetric.index_select(0, self.index[self.senders])
         return vectors + (by_edge @ vectors[:, :, None])[:, :, 0]
+
+    def by_element(self, table: torch.Tensor) -> torch.Tensor:
+        """Return the row (ΣN, …) of each atom's element in `table` (elements, …)."""
+        if self.one_hot is None:
+            return table.index_select(0, self.species)
+        rows = self.one_hot @ table.reshape(len(table), -1)
+        return rows.view(len(self.species), *table.shape[1:])
 
     def repeated(self, times: int) -> GraphBatch:
         """Return a batch of each structure `times` over, all structures in turn."""
@@ -336,13 +352,26 @@ class TorchPotential(ABC):
         """Return the indices into `theta` of weights that matter to these elements, ascending."""
         return torch.arange(self.n_parameters)
 
+    def recipe(self) -> Any:
+        """Return a picklable with `build`, the same model with any weights, or None.
+
+        None of models that are not worth compiling (see `core.potentials.compiled`).
+        """
+        return None
+
     def members(self) -> Members:
         """Return an evaluator of many weight vectors at once."""
         return Members(self)
 
-    def evaluator(self, structure: Structure, *, skin: float = 0.5) -> Evaluator:
-        """Return positions (N, 3) -> (energy eV, forces eV/Å) for MD; shares the weights."""
-        return Evaluator(self, structure, skin=skin)
+    def evaluator(
+        self, structure: Structure, *, skin: float = 0.5, compiled: Path | None = None
+    ) -> Evaluator:
+        """Return positions (N, 3) -> (energy eV, forces eV/Å) for MD; shares the weights.
+
+        Args:
+            compiled: folder of compiled steps; they are made while the first steps are done.
+        """
+        return Evaluator(self, structure, skin=skin, compiled=compiled)
 
 
 class Evaluator:
@@ -357,13 +386,21 @@ class Evaluator:
         stress: (3, 3), eV/Å³, at the last positions, if the cell was given with them.
     """
 
-    def __init__(self, potential: TorchPotential, structure: Structure, *, skin: float) -> None:
+    def __init__(
+        self,
+        potential: TorchPotential,
+        structure: Structure,
+        *,
+        skin: float,
+        compiled: Path | None = None,
+    ) -> None:
         self._potential = potential
         self._neighbours = SkinList(structure, potential.cutoff, skin)
         edges = self._neighbours.edges(structure.positions)
         self._graphs = potential.collate([structure], [edges])
         self._directions: torch.Tensor | None = None
         self._columns = potential.relevant(structure.numbers)
+        self._compiler = None if compiled is None else Compiler(potential, structure, compiled)
         self.changes: np.ndarray | None = None
         self.stress: np.ndarray | None = None
 
@@ -375,6 +412,18 @@ class Evaluator:
         """
         self.changes = None
         self._directions = directions
+
+    def news(self) -> list[Compilation]:
+        """Return what has become of compiling the step since the last call."""
+        if self._compiler is None:
+            return []
+        told, self._compiler.news = self._compiler.news, []
+        return told
+
+    def close(self) -> None:
+        """Give up what is being compiled."""
+        if self._compiler is not None:
+            self._compiler.close()
 
     def __call__(
         self, positions: np.ndarray, cell: np.ndarray | None = None
@@ -389,15 +438,22 @@ class Evaluator:
         graphs.positions = torch.as_tensor(positions, dtype=self._potential.dtype)
         if cell is not None:
             graphs.volumes = np.array([abs(np.linalg.det(cell))])
-        if self._directions is None and cell is None:
+        stress, weights = cell is not None, self._directions is not None
+        program = None
+        if self._compiler is not None:
+            program = self._compiler.program(graphs, stress=stress, weights=weights)
+        if program is not None:
+            found = program(graphs)
+            gradient = found.gradient
+        elif not stress and not weights:
             energy, force = self._potential.energy_and_forces(graphs)
             return float(energy.detach()) + float(graphs.isolated[0]), force.numpy().astype(float)
-        found = self._potential._derivatives(
-            graphs, stress=cell is not None, weights=self._directions is not None
-        )
+        else:
+            found = self._potential._derivatives(graphs, stress=stress, weights=weights)
+            gradient = found.gradient[self._columns]
         self.stress = found.stress
         if self._directions is not None:
-            self.changes = (self._directions @ found.gradient[self._columns]).double().numpy()
+            self.changes = (self._directions @ gradient).double().numpy()
         return found.energy, found.forces
 
 

@@ -70,7 +70,7 @@ class InvariantLayers:
         table = self._embedding(one_hot)
         features, found = table, []
         for depth, layer in enumerate(self._layers):
-            up, skip = layer.entering(features, graphs.species, is_table=depth == 0)
+            up, skip = layer.entering(features, graphs, is_table=depth == 0)
             features = layer(up, skip, graphs, slots, radial)
             found.append(features)
         return found
@@ -87,13 +87,11 @@ class _Slots:
         self._receivers = graphs.receivers
         self._n_atoms = len(graphs.species)
         n_edges = len(graphs.receivers)
-        counts = torch.bincount(graphs.receivers, minlength=self._n_atoms)
-        self._width = int(counts.max()) if n_edges else 0
+        if graphs.places is not None:
+            self._index, self._width = graphs.places, graphs.width
+        else:
+            self._index, self._width = places(graphs.receivers, self._n_atoms)
         self._dense = self._n_atoms * self._width == n_edges
-        if not self._dense:
-            first = torch.cumsum(counts, 0) - counts
-            place = torch.arange(n_edges) - first[graphs.receivers]
-            self._index = graphs.receivers * self._width + place
         l_max = round(harmonics.shape[1] ** 0.5) - 1
         degrees = harmonics.split([2 * degree + 1 for degree in range(l_max + 1)], dim=1)
         self._harmonics = [self._spread(part).transpose(1, 2) for part in degrees[1:]]
@@ -115,6 +113,14 @@ class _Slots:
         return values.view(self._n_atoms, self._width, values.shape[1])
 
 
+def places(receivers: torch.Tensor, n_atoms: int) -> tuple[torch.Tensor, int]:
+    """Return width · receiver + rank among its edges (E,), and the width: the most edges of one."""
+    counts = torch.bincount(receivers, minlength=n_atoms)
+    width = int(counts.max()) if len(receivers) else 0
+    first = torch.cumsum(counts, 0) - counts
+    return receivers * width + torch.arange(len(receivers)) - first[receivers], width
+
+
 @dataclass
 class _Layer:
     """One interaction with its product."""
@@ -124,7 +130,7 @@ class _Layer:
     contraction: _Contraction
 
     def entering(
-        self, features: torch.Tensor, species: torch.Tensor, *, is_table: bool
+        self, features: torch.Tensor, graphs: GraphBatch, *, is_table: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the linearly mixed features and the residual of every atom, both (ΣN, C).
 
@@ -137,7 +143,11 @@ class _Layer:
         up = self.interaction.linear_up(features)
         if is_table:
             skip = torch.einsum("eu,uew->ew", features, by_element)
-            return up.index_select(0, species), skip.index_select(0, species)
+            return graphs.by_element(up), graphs.by_element(skip)
+        if graphs.one_hot is not None:
+            every = (features @ by_element.reshape(n_in, -1)).view(-1, n_elements, n_out)
+            return up, (every * graphs.one_hot[:, :, None]).sum(1)
+        species = graphs.species
         order = torch.argsort(species)
         counts = torch.bincount(species, minlength=n_elements).tolist()
         groups = zip(
@@ -167,7 +177,7 @@ class _Layer:
             messages = (hidden @ weight) * senders
             aggregated = slots.sum(messages) if degree == 0 else slots.sum_with(degree, messages)
             summed.append(aggregated @ (instruction.path_weight * mixing))
-        return self.product.linear(self.contraction(summed, graphs.species)) + skip
+        return self.product.linear(self.contraction(summed, graphs)) + skip
 
 
 def _radial_network(network: Any, radial: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -195,7 +205,7 @@ class _Contraction:
         self._mixes = tuple(mix.to(dtype) for mix in mixes)
         self._source = source
 
-    def __call__(self, basis: list[torch.Tensor], species: torch.Tensor) -> torch.Tensor:
+    def __call__(self, basis: list[torch.Tensor], graphs: GraphBatch) -> torch.Tensor:
         """Contract the atomic basis, (ΣN, 2l + 1, C) of each degree l, to scalars (ΣN, C)."""
         weights = (self._source.weights_max, *self._source.weights)
         by_element = torch.cat(
@@ -205,7 +215,7 @@ class _Contraction:
             ],
             dim=1,
         )
-        return (self._invariants(basis) * by_element.index_select(0, species)).sum(1)
+        return (self._invariants(basis) * graphs.by_element(by_element)).sum(1)
 
 
 class _Cartesian:

@@ -11,6 +11,7 @@ import io
 import os
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -92,6 +93,21 @@ def default_config(
     }
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """A model without its weights: configuration, precision, and tensors never trained."""
+
+    config: dict[str, Any]
+    dtype: torch.dtype
+    constants: dict[str, torch.Tensor]
+
+    def build(self) -> MacePotential:
+        """Return the model; its weights are arbitrary."""
+        potential = MacePotential(self.config, dtype=self.dtype)
+        potential.module.load_state_dict(self.constants, strict=False)
+        return potential
+
+
 class MacePotential(TorchPotential):
     """A MACE built from a plain configuration (see `default_config`).
 
@@ -159,6 +175,13 @@ class MacePotential(TorchPotential):
             energy = module.scale_shift(energy, heads)
         return energy, torch.cat(scalars, dim=-1)
 
+    def recipe(self) -> Recipe:
+        """Return what the same model, with any weights, can be built from elsewhere."""
+        trained = {name for name, p in self.module.named_parameters() if p.requires_grad}
+        state = self.module.state_dict()
+        constants = {k: v.clone() for k, v in state.items() if k not in trained}
+        return Recipe(self.config, self.dtype, constants)
+
     def relevant(self, numbers: np.ndarray) -> torch.Tensor:
         """Return the indices into `theta` of weights that matter to these elements, ascending."""
         present = np.isin(self.elements, numbers)
@@ -176,7 +199,9 @@ class MacePotential(TorchPotential):
 
     def _attributes(self, graphs: GraphBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the elements one-hot (ΣN, elements) and the edge index (2, E)."""
-        attrs = torch.nn.functional.one_hot(graphs.species, len(self.elements)).to(self.dtype)
+        attrs = graphs.one_hot
+        if attrs is None:
+            attrs = graphs.by_element(torch.eye(len(self.elements), dtype=self.dtype))
         return attrs, torch.stack([graphs.senders, graphs.receivers])
 
     def _equivariant(

@@ -11,6 +11,7 @@ an error.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,11 +37,12 @@ class Members:
 
     Attributes:
         stack: members evaluated at once; None until measured.
+        network: the potential as a function of its weights.
     """
 
     def __init__(self, potential: TorchPotential) -> None:
         self._potential = potential
-        self._network = _Network(potential)
+        self.network = Network(potential)
         self.stack: int | None = None
         self._measured_for = (0, 0, 0)
 
@@ -124,10 +126,10 @@ class Members:
             copies.strain = strain.requires_grad_(True)
         parts = [part.view(k, -1, *part.shape[1:]) for part in self._potential.geometry(copies)]
         if k == 1:
-            energies = self._network.energy(thetas[0], graphs, [part[0] for part in parts])[None]
+            energies = self.network.energy(thetas[0], graphs, [part[0] for part in parts])[None]
         else:
             in_dims: Any = (0, None, [0] * len(parts))
-            energies = torch.func.vmap(self._network.energy, in_dims=in_dims)(thetas, graphs, parts)
+            energies = torch.func.vmap(self.network.energy, in_dims=in_dims)(thetas, graphs, parts)
         wanted = [copies.positions, *([] if copies.strain is None else [copies.strain])]
         slope, *stretch = torch.autograd.grad(energies.sum(), wanted)
         found = stretch[0] if stretch else strain
@@ -140,7 +142,7 @@ def _difference(values: np.ndarray) -> np.ndarray:
     return (ahead - behind) / (2 * STEP)
 
 
-class _Network(torch.nn.Module):
+class Network(torch.nn.Module):
     """A potential as a function of its flat weights."""
 
     def __init__(self, potential: TorchPotential) -> None:
@@ -163,8 +165,15 @@ class _Network(torch.nn.Module):
     ) -> torch.Tensor:
         """Return the interaction energy with the weights `theta` (P,)."""
         sizes = [n for *_, n in self._shapes]
-        weights = {
-            name: part.view(shape)
-            for (name, shape, _), part in zip(self._shapes, theta.split(sizes), strict=True)
-        }
-        return torch.func.functional_call(self, weights, (graphs, parts))
+        shaped = [
+            part.view(shape)
+            for (_, shape, _), part in zip(self._shapes, theta.split(sizes), strict=True)
+        ]
+        return self.with_weights(shaped, graphs, parts)
+
+    def with_weights(
+        self, weights: Sequence[torch.Tensor], graphs: GraphBatch, parts: Sequence[torch.Tensor]
+    ) -> torch.Tensor:
+        """Return the interaction energy with `weights` in the order of the parameters."""
+        named = {name: w for (name, *_), w in zip(self._shapes, weights, strict=True)}
+        return torch.func.functional_call(self, named, (graphs, list(parts)))
