@@ -36,11 +36,12 @@ KEYS = ("frames", "forces_MAE", "forces_RMSE", "energy_within_MAE", "energy_MAE"
 CURVE = """
 ## Learning
 
-RMSE of the averaged weights on a third of the unseen frames after each epoch; forces in meV/Å,
-energies in meV/atom.
+MAE of the averaged weights on a quarter of the unseen frames in the course of training; forces in
+meV/Å, energies in meV/atom.
 
-| epoch | minutes | forces | energy |
-|---|---|---|---|"""
+| minutes | frames seen | forces, 300 K | forces, 1,200 K | energy, 300 K | energy, 1,200 K |
+|---|---|---|---|---|---|"""
+CURVE_KEYS = ("forces_MAE_300K", "forces_MAE_1200K", "energy_MAE_300K", "energy_MAE_1200K")
 LIMITS = """
 ## Use and limits
 
@@ -67,7 +68,9 @@ def card(potential: MacePotential, about: dict[str, Any]) -> str:
     if about["curve"]:
         lines += CURVE.splitlines()
         lines += [
-            f"| {row['epoch']} | {row['minutes']} | {row['forces_RMSE']} | {row['energy_RMSE']} |"
+            f"| {row['minutes']} | {row['frames']:,} | "
+            + " | ".join(str(row[k]) for k in CURVE_KEYS)
+            + " |"
             for row in about["curve"]
         ]
     lines += _in_use(about.get("checks"))

@@ -311,7 +311,7 @@ def _step(potential: TorchPotential, structure: Structure, plan: Plan) -> tuple[
             graphs.strain = torch.zeros(1, 3, 3, dtype=potential.dtype).requires_grad_(True)
             wanted.append(graphs.strain)
         weights = [w.detach().requires_grad_(plan.weights) for w in weights]
-        energy = network.with_weights(weights, graphs, potential.geometry(graphs))
+        energy = network.nodes(weights, graphs, potential.geometry(graphs)).sum()
         if plan.weights:
             wanted += weights
         slope, *others = torch.autograd.grad(energy, wanted, materialize_grads=True)

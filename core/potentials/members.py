@@ -156,24 +156,23 @@ class Network(torch.nn.Module):
         ]
 
     def forward(self, graphs: GraphBatch, parts: list[torch.Tensor]) -> torch.Tensor:
-        """Return the interaction energy of the one structure in `graphs`."""
-        nodes, _ = self._potential.atomic(graphs, *parts)
-        return nodes.sum()
+        """Return the interaction energy of every atom (ΣN,)."""
+        return self._potential.atomic(graphs, *parts)[0]
 
     def energy(
         self, theta: torch.Tensor, graphs: GraphBatch, parts: list[torch.Tensor]
     ) -> torch.Tensor:
-        """Return the interaction energy with the weights `theta` (P,)."""
+        """Return the interaction energy of all atoms with the weights `theta` (P,)."""
         sizes = [n for *_, n in self._shapes]
         shaped = [
             part.view(shape)
             for (_, shape, _), part in zip(self._shapes, theta.split(sizes), strict=True)
         ]
-        return self.with_weights(shaped, graphs, parts)
+        return self.nodes(shaped, graphs, parts).sum()
 
-    def with_weights(
+    def nodes(
         self, weights: Sequence[torch.Tensor], graphs: GraphBatch, parts: Sequence[torch.Tensor]
     ) -> torch.Tensor:
-        """Return the interaction energy with `weights` in the order of the parameters."""
+        """Return every atom's energy (ΣN,) with `weights` in the order of the parameters."""
         named = {name: w for (name, *_), w in zip(self._shapes, weights, strict=True)}
         return torch.func.functional_call(self, named, (graphs, list(parts)))

@@ -42,6 +42,14 @@ class Dataset:
     def __len__(self) -> int:
         return len(self._structures)
 
+    def size(self, index: int) -> tuple[int, int]:
+        """Return the numbers of atoms and of edges of one example."""
+        return len(self._structures[index]), len(self._edges[index].senders)
+
+    def width(self, index: int) -> int:
+        """Return the most edges that an atom of one example receives."""
+        return int(np.bincount(self._edges[index].receivers, minlength=1).max())
+
     def example(self, indices: Sequence[int]) -> Example:
         """Collate the examples `indices` into one batch."""
         structures = [self._structures[i] for i in indices]

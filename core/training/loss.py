@@ -31,11 +31,12 @@ class Loss:
         """Return the scalar loss of predicted energies (S,) and forces (ΣN, 3)."""
         residual_energy = (energy - example.energies) / example.n_atoms**self.per_atom
         return (
-            self.energy * self._rho(residual_energy).mean()
-            + self.force * self._rho(forces - example.forces).mean()
+            self.energy * self.rho(residual_energy).mean()
+            + self.force * self.rho(forces - example.forces).mean()
         )
 
-    def _rho(self, x: torch.Tensor) -> torch.Tensor:
+    def rho(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the penalty of each residual."""
         if self.huber is None:
             return x * x
         return 2 * torch.nn.functional.huber_loss(

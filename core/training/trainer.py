@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,6 @@ class TrainerSettings:
     """Hyperparameters of one training run.
 
     Attributes:
-        epoch_batches: batches after which an epoch ends with a random part of the data, so that a
-            long one is saved on the way; None for all of it.
         ema: decay of the averaged weights; 0 switches averaging off.
         clip: largest gradient norm. final_rate: learning rate at the end, as a fraction of the
             first (cosine). anchor: strength of the pull towards the weights at the start,
@@ -39,7 +36,6 @@ class TrainerSettings:
     clip: float = 10.0
     anchor: float = 0.0
     max_seconds: float = float("inf")
-    epoch_batches: int | None = None
 
 
 @dataclass(frozen=True)
@@ -86,7 +82,7 @@ class Trainer:
             sums = np.zeros(5)
             before = self.seconds
             drawn = batches(len(self.data), self.settings.batch_size, self.rng)
-            for indices in islice(drawn, self.settings.epoch_batches):
+            for indices in drawn:
                 sums += self._step(indices)
                 self.seconds = before + time.perf_counter() - began
                 if self.seconds >= self.settings.max_seconds:

@@ -69,9 +69,3 @@ def test_time_bounds_a_run(labels):
     trainer, _ = make(labels, epochs=10_000, max_seconds=0.3)
     list(trainer.epochs())
     assert 0.3 <= trainer.seconds < 3
-
-
-def test_an_epoch_may_be_a_part_of_the_data(labels):
-    trainer, _ = make(labels, epochs=4, epoch_batches=2)
-    assert [p.epoch for p in trainer.epochs()] == [1, 2, 3, 4]
-    assert trainer.steps == 8  # of three batches in each whole epoch

@@ -1,0 +1,118 @@
+"""The tools that train the bundled model: the optimiser, and the compiled gradient."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ase.build import molecule
+
+from core.contracts import LabelSet
+from core.potentials.mace import MacePotential, default_config
+from core.structures import from_atoms
+from core.training import Dataset, Loss
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "assets" / "foundation"))
+
+from gradients import Gradients, Shape, packed
+from soap import Soap
+
+CHANNELS = 8
+MOLECULES = [from_atoms(molecule(name)) for name in ("H2O", "CH3OH", "CH4", "C2H6", "CO2", "O2")]
+
+
+@pytest.fixture
+def potential() -> MacePotential:
+    torch.manual_seed(1)
+    isolated = np.array([-1.0, -2.0, -3.0])
+    return MacePotential(
+        default_config((1, 6, 8), isolated, channels=CHANNELS, max_ell=2, pair_repulsion=True)
+    )
+
+
+@pytest.fixture
+def data(potential: MacePotential) -> Dataset:
+    rng = np.random.default_rng(1)
+    return Dataset(
+        potential,
+        LabelSet(
+            tuple(MOLECULES),
+            np.array([potential.isolated_energy(s) for s in MOLECULES]) + rng.normal(size=6),
+            tuple(rng.normal(size=s.positions.shape) for s in MOLECULES),
+        ),
+    )
+
+
+def test_every_example_is_packed_once_and_batches_fit(data: Dataset) -> None:
+    shape = Shape(atoms=14, edges=60, structures=4, width=8)
+    batches = list(packed(data, shape, np.random.default_rng(1)))
+    assert sorted(i for batch in batches for i in batch) == list(range(6))
+    assert len(batches) > 1
+    for batch in batches:
+        sizes = [data.size(i) for i in batch]
+        assert sum(n for n, _ in sizes) <= shape.atoms - 2
+        assert sum(m for _, m in sizes) <= shape.edges
+        assert len(batch) < shape.structures
+
+
+def descend(potential: MacePotential, target: torch.Tensor, soap: Soap, steps: int) -> float:
+    """Take steps down a narrow valley; return the height above its floor."""
+    for _ in range(steps):
+        height = torch.zeros(())
+        for p, wanted in zip(potential.parameters(), target, strict=True):
+            off = (p - wanted).reshape(len(p), -1)
+            height = height + (off.sum(0) ** 2).sum() + 1e-2 * (off**2).sum()
+        gradients = torch.autograd.grad(height, potential.parameters())
+        for p, g in zip(potential.parameters(), gradients, strict=True):
+            p.grad = g
+        soap.step()
+    return float(height.detach())
+
+
+def test_soap_goes_down_a_narrow_valley_and_resumes_exactly(potential: MacePotential) -> None:
+    target = [p.detach() + 0.3 for p in potential.parameters()]
+    start = potential.get_theta()
+    soap = Soap(potential.module, CHANNELS, rate=0.1)
+    first = descend(potential, target, soap, 1)
+    halfway = descend(potential, target, soap, 30)
+    theta, state = potential.get_theta(), soap.state()
+    kept = torch.load(_saved(state), weights_only=True)
+    last = descend(potential, target, soap, 31)
+    through = potential.get_theta()
+    assert last < 0.5 * halfway < 0.5 * first
+    assert not torch.equal(theta, start)
+
+    potential.set_theta(theta)
+    other = Soap(potential.module, CHANNELS, rate=0.1)
+    other.restore(kept)
+    assert descend(potential, target, other, 31) == last
+    assert torch.equal(potential.get_theta(), through)
+
+
+def _saved(state: dict[str, object]):  # type: ignore[no-untyped-def]
+    import io
+
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return file
+
+
+@pytest.mark.slow
+def test_the_compiled_gradient_is_that_of_the_loss(potential: MacePotential, data: Dataset) -> None:
+    loss = Loss(energy=20.0, force=10.0, per_atom=1.0, huber=0.05)
+    shape = Shape(atoms=40, edges=200, structures=8, width=8)
+    gradients = Gradients(potential, loss, shape, data.example([0, 1, 2]))
+    for batch in ([0, 1, 2], [3, 4, 5, 0], [5]):
+        example = data.example(batch)
+        energy, forces = potential.energy_and_forces(example.graphs, create_graph=True)
+        expected = loss(example, energy, forces)
+        slopes = torch.autograd.grad(expected, potential.parameters())
+        found, got = gradients(example)
+        assert float(found) == pytest.approx(float(expected.detach()), rel=1e-5)
+        scale = max(float(g.abs().max()) for g in slopes)
+        for g, wanted in zip(got, slopes, strict=True):
+            assert float((g - wanted).abs().max()) < 1e-5 * scale
