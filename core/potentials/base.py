@@ -450,7 +450,7 @@ class Evaluator:
             return float(energy.detach()) + float(graphs.isolated[0]), force.numpy().astype(float)
         else:
             found = self._potential._derivatives(graphs, stress=stress, weights=weights)
-            gradient = found.gradient[self._columns]
+            gradient = found.gradient[self._columns] if weights else found.gradient
         self.stress = found.stress
         if self._directions is not None:
             self.changes = (self._directions @ gradient).double().numpy()

@@ -50,6 +50,13 @@ def test_every_kind_of_event_has_a_sentence(kind):
     assert said[0].isupper() and "None" not in said and "{" not in said
 
 
+def test_compiled_steps_are_told_with_what_they_save_or_why_there_are_none():
+    made = ev.StepCompiled(step=120, before_ms=5.81, after_ms=0.795)
+    assert describe(made) == "Steps are compiled from step 120 on: 5.8 → 0.8 ms each."
+    failed = ev.StepCompiled(step=60, problem="InvalidCxxCompiler: No working C++ compiler found")
+    assert "could not be compiled: InvalidCxxCompiler: No working C++" in describe(failed)
+
+
 def test_an_unknown_kind_has_a_generic_sentence():
     class MoonRose(ev.Fact):
         pass

@@ -240,6 +240,39 @@ def test_twenty_kills_of_label_processes_lose_nothing(directory, handle):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_campaign_goes_on_with_compiled_steps(tmp_path, monkeypatch):
+    pytest.importorskip("tblite", reason="GFN2-xTB labels need tblite (the xtb extra)")
+    monkeypatch.setenv("FLYWISE_HOME", str(tmp_path / "home"))
+    given = settings.from_dict(
+        {
+            "structure": {"name": "CH3CH2OH"},
+            "potential": {"compiled": True},
+            "dynamics": {"temperature_K": 300, "steps": 100_000},
+            "labelling": {"reference": "gfn2-xtb"},
+        }
+    )
+    directory = tmp_path / "ethanol"
+    worker.prepare(directory, given)
+
+    def compiled() -> list[ev.StepCompiled]:
+        with CampaignReader(directory) as reader:
+            return [e for _, e in reader.events_since(0) if isinstance(e, ev.StepCompiled)]
+
+    handle = WorkerHandle(directory)
+    try:
+        handle.start()
+        Commander(directory).post(ev.Start())
+        wait(directory, lambda s: bool(compiled()) and s.trusted, 600)
+        (made,) = compiled()[:1]
+        assert not made.problem and made.after_ms < made.before_ms
+        labels = wait(directory, lambda s: s.step > made.step + 500, 300).n_labels
+        assert labels >= 3
+    finally:
+        handle.kill()
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_twenty_kills_of_a_worker_with_mace_and_xtb_lose_nothing(tmp_path):
     pytest.importorskip("tblite", reason="GFN2-xTB labels need tblite (the xtb extra)")

@@ -14,6 +14,7 @@ from core.campaign.engine import WHOLE_SNAPSHOTS, Engine
 from core.campaign.loop import replay
 from core.campaign.reader import CampaignReader, Commander
 from core.campaign.runner import Runner
+from core.contracts import Compilation
 
 
 @pytest.fixture
@@ -78,6 +79,23 @@ def test_learning_may_use_more_threads_than_the_simulation(prepared, monkeypatch
     runner.run(lambda state: state.trusted)
     runner.close()
     assert seen == [2] and torch.get_num_threads() == 1
+
+
+def test_what_became_of_compiling_the_step_is_journalled_once(prepared, monkeypatch):
+    runner = Runner(prepared())
+    runner.open()
+    told = [[Compilation(before_ms=5.0, after_ms=1.0)]]
+    monkeypatch.setattr(
+        runner.engine._evaluator, "news", lambda: told.pop() if told else [], raising=False
+    )
+    runner.apply(ev.Start())
+    runner.run(lambda state: state.step >= 20)
+    state = runner.state
+    runner.close()
+    with CampaignReader(runner.directory) as reader:
+        found = [e for _, e in reader.events_since(0) if isinstance(e, ev.StepCompiled)]
+        assert reader.state() == state
+    assert [(e.before_ms, e.after_ms, e.problem) for e in found] == [(5.0, 1.0, "")]
 
 
 def test_old_snapshots_keep_their_weights_only(prepared):
