@@ -33,7 +33,7 @@ from common import cell, context, machine, table
 from core.dynamics.integrators import Dynamics
 from core.posterior import make as make_posterior
 from core.potentials import load
-from core.potentials.base import TorchPotential
+from core.potentials.base import Evaluator, TorchPotential
 from core.potentials.convert import convert
 from core.potentials.mace import guarded, scripted
 from core.settings import DynamicsSettings, Noise, PosteriorSettings
@@ -94,12 +94,18 @@ def with_calculator(atoms: ase.Atoms, potential: TorchPotential, members: int) -
     return integrator.run
 
 
-def with_flywise(atoms: ase.Atoms, potential: TorchPotential, *, bounds: bool) -> Callable:
-    """Return a function that makes n steps with Flywise, with or without uncertainty."""
+def with_flywise(
+    atoms: ase.Atoms, potential: TorchPotential, *, bounds: bool, compiled: Path | None = None
+) -> Callable:
+    """Return a function that makes n steps with Flywise, with or without uncertainty.
+
+    With the folder `compiled`, steps are compiled before the function is returned.
+    """
     structure = from_atoms(atoms)
-    evaluator = potential.evaluator(structure)
+    evaluator = potential.evaluator(structure, compiled=compiled)
     dynamics = _dynamics(structure, evaluator)
     if not bounds:
+        _await_compiled(dynamics, evaluator, compiled)
         return dynamics.run
     posterior = make_posterior(
         potential, PosteriorSettings(), Noise(0.003, 0.03), energy_tolerance=0.02,
@@ -107,6 +113,7 @@ def with_flywise(atoms: ase.Atoms, potential: TorchPotential, *, bounds: bool) -
     )  # fmt: skip
     state = posterior.init(np.random.default_rng(1))
     evaluator.watch(posterior.watched(state))
+    _await_compiled(dynamics, evaluator, compiled)
 
     def run(n: int) -> None:
         for _ in range(n):
@@ -116,6 +123,15 @@ def with_flywise(atoms: ase.Atoms, potential: TorchPotential, *, bounds: bool) -
                 posterior.spread(state, dynamics.structure)
 
     return run
+
+
+def _await_compiled(dynamics: Dynamics, evaluator: Evaluator, compiled: Path | None) -> None:
+    while compiled is not None:
+        dynamics.run(10)
+        for told in evaluator.news():
+            if told.problem:
+                raise RuntimeError(told.problem)
+            return
 
 
 def with_members(atoms: ase.Atoms, potential: TorchPotential, *, stacked: bool) -> Callable:
@@ -142,6 +158,11 @@ def _dynamics(structure: Structure, evaluator: Callable) -> Dynamics:
 
 def measure(name: str, threads: int) -> dict[str, Any]:
     """Return ms a step of each way, by round, all ways in turn."""
+    with tempfile.TemporaryDirectory() as folder:
+        return _measured(name, threads, Path(folder))
+
+
+def _measured(name: str, threads: int, folder: Path) -> dict[str, Any]:
     torch.set_num_threads(threads)
     atoms, potential = system(name)
     ways = {
@@ -149,6 +170,10 @@ def measure(name: str, threads: int) -> dict[str, Any]:
         f"the same, committee of {MEMBERS}": with_calculator(atoms, potential, MEMBERS),
         "Flywise": with_flywise(atoms, potential, bounds=False),
         "Flywise with bounds": with_flywise(atoms, potential, bounds=True),
+        "Flywise, compiled": with_flywise(atoms, potential, bounds=False, compiled=folder),
+        "Flywise, compiled, with bounds": with_flywise(
+            atoms, potential, bounds=True, compiled=folder
+        ),
         f"Flywise, {MEMBERS} members": with_members(atoms, potential, stacked=True),
         "the same, one by one": with_members(atoms, potential, stacked=False),
     }
