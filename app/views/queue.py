@@ -184,15 +184,14 @@ class Queue(pn.viewable.Viewer):
         self._batch.disabled = not driving
 
     def _row(self, glance: Glance, q: Query) -> dict[str, Any]:
+        figure, over = _worst(glance.state, q)
         return {
             "id": q.id,
             "tone": _TONES[q.status],
             "status": q.status,
             "title": f"Step {wording.count(q.step)}",
-            "figure": f"± {wording.figures(kcal(q.energy_bound))} kcal/mol"
-            if np.isfinite(q.energy_bound) and "initial" not in q.reasons
-            else "",
-            "over": q.status == "waiting" and q.energy_bound > q.energy_tolerance,
+            "figure": "" if "initial" in q.reasons else figure,
+            "over": q.status == "waiting" and over,
             "detail": _short(q),
             "marked": q.id in glance.state.proposal,
         }
@@ -346,6 +345,20 @@ def _nothing(glance: Glance) -> str:
     if glance.state.phase == "ready":
         return "Frames the model is unsure of will appear here."
     return f"No frame was flagged yet. {wording.MODE_HELP[glance.state.mode]}"
+
+
+def _worst(state: State, q: Query) -> tuple[str, bool]:
+    """Return the bound furthest beyond its tolerance, as text, and whether it is beyond."""
+    bounds = [(q.energy_bound, q.energy_tolerance, kcal(1.0), "kcal/mol")]
+    if q.force_tolerance is not None:
+        bounds.append((q.force_bound, q.force_tolerance, 1.0, "eV/Å"))
+    if q.stress_bound is not None and state.stress_tolerance is not None:
+        bounds.append((q.stress_bound, state.stress_tolerance, 1 / GPA, "GPa"))
+    known = [bound for bound in bounds if np.isfinite(bound[0])]
+    if not known:
+        return "", False
+    bound, tolerance, scale, unit = max(known, key=lambda b: b[0] / b[1])
+    return f"± {wording.figures(scale * bound)} {unit}", bound > tolerance
 
 
 def _short(q: Query) -> str:

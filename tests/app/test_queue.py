@@ -12,6 +12,7 @@ from app.views.exchange import Exchange
 from app.views.queue import Queue
 from core.campaign import events as ev
 from core.campaign.state import State
+from core.units import GPA
 
 from .test_deciding import ASK
 from .test_wording import glance, query
@@ -58,6 +59,26 @@ def test_a_flagged_frame_says_why_how_sure_and_what_it_costs(campaign, queue):
     assert not queue._approve.disabled and queue._undo.disabled
     (row,) = queue._rows.rows
     assert row["status"] == "waiting" and row["over"] and row["figure"] == "± 2.3 kcal/mol"
+
+
+@pytest.mark.parametrize(
+    ("given", "figure", "over"),
+    [
+        ({"energy_bound": 0.01, "force_bound": 0.3}, "± 0.30 eV/Å", True),
+        ({"energy_bound": 0.03, "force_bound": 0.2}, "± 0.69 kcal/mol", True),
+        ({"energy_bound": 0.01, "force_bound": 0.03}, "± 0.23 kcal/mol", False),
+        ({"energy_bound": float("nan"), "force_bound": 0.3}, "± 0.30 eV/Å", True),
+        ({"energy_bound": 0.01, "force_bound": 0.1, "stress_bound": 3 * GPA}, "± 3.0 GPa", True),
+    ],
+)
+def test_a_row_shows_the_bound_that_is_furthest_beyond_its_tolerance(
+    campaign, queue, given, figure, over
+):
+    crystal = ASK.with_value("trust.stress_tolerance", 1 * GPA)
+    flagged = replace(query(), **given)
+    state = State(crystal, 9, started=True, trusted=True, queue=(flagged,))
+    row = queue._row(replace(glance(), state=state), flagged)
+    assert (row["figure"], row["over"]) == (figure, over)
 
 
 def test_nothing_to_decide_disables_the_buttons(campaign, queue):
