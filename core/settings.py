@@ -317,10 +317,10 @@ class Settings(_Section):
         return "\n".join(parts)
 
 
-def _toml(value: str | float | None) -> str:
+def _toml(value: str | float | bool | None) -> str:
     if value is None:
         return f'"{NONE}"'
-    if isinstance(value, str):
+    if isinstance(value, (str, bool)):
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     return repr(value)
 

@@ -17,7 +17,7 @@ import panel_material_ui as pmui
 
 from app import theme, wording
 from app.state import CampaignState, Glance
-from app.widgets.form import FIELDS, LABEL_HIDDEN, label_of, text_of
+from app.widgets.form import FIELDS, LABEL_HIDDEN, label_of, said_of
 from app.wording import count, duration
 from core.campaign import events as ev
 from core.campaign.state import Query
@@ -271,11 +271,10 @@ def _setting(event: Any, frames: Names) -> str:
     if event.path not in FIELDS:
         return f"{event.path} set to {event.value}."
     entry = FIELDS[event.path]
-    text = text_of(event.path, event.value) or "none"
-    unit = f" {entry['unit']}" if entry["unit"] not in (None, "eV") else ""
+    text = "none" if event.value is None else said_of(event.path, event.value)
     if event.path == "labelling.mode":
         text = wording.MODES[event.value].lower()
-    return f"{label_of(entry)} set to {text}{unit if event.value is not None else ''}."
+    return f"{label_of(entry)} set to {text}."
 
 
 def _checked(event: Any, frames: Names) -> str:

@@ -14,7 +14,7 @@ import panel_material_ui as pmui
 
 from app import theme
 from app.state import CampaignState, Glance
-from app.widgets.form import FIELDS, SECTIONS, Form, label_of, text_of, tried, value_at
+from app.widgets.form import FIELDS, SECTIONS, Form, label_of, said_of, text_of, tried, value_at
 from core import settings as schema
 from core.campaign import events as ev
 from core.errors import SettingsError
@@ -111,16 +111,11 @@ def fixed(given: schema.Settings) -> str:
     ]
     for section, heading in SECTIONS.items():
         rows = [
-            f"<dt>{escape(label_of(FIELDS[path]))}</dt><dd>{escape(_shown(given, path))}</dd>"
+            f"<dt>{escape(label_of(FIELDS[path]))}</dt>"
+            f"<dd>{escape(said_of(path, value_at(given, path)))}</dd>"
             for path in FIXED
             if path.startswith(f"{section}.") and value_at(given, path) is not None
         ]
         if rows:
             parts.append(f"<h3>{heading}</h3><dl>{''.join(rows)}</dl>")
     return "".join(parts)
-
-
-def _shown(given: schema.Settings, path: str) -> str:
-    unit = FIELDS[path]["unit"]
-    text = text_of(path, value_at(given, path))
-    return text if unit is None or text.endswith("kcal/mol") else f"{text} {unit}"

@@ -15,7 +15,7 @@ import panel_material_ui as pmui
 from core import settings as schema
 from core.errors import SettingsError
 from core.settings import Settings
-from core.units import KCAL_PER_MOL
+from core.units import GPA, KCAL_PER_MOL
 
 SECTIONS = {
     "structure": "Structure",
@@ -126,14 +126,18 @@ def _input(entry: dict[str, Any]) -> Any:
         "label": label_of(entry), "size": "small", "margin": 0, "sizing_mode": "stretch_width",
         "helper_text": hint(entry),
     }  # fmt: skip
-    if "enum" in entry:
+    if options := _options(entry):
         return pmui.Select(
-            options=list(entry["enum"]),
-            value=entry["default"],
+            options=options,
+            value=text_of(entry["path"], entry["default"]),
             stylesheets=[SELECT_LABEL_ABOVE],
             **common,
         )
     return pmui.TextInput(placeholder="none" if entry["optional"] else "", sx=LABEL_ABOVE, **common)
+
+
+def _options(entry: dict[str, Any]) -> list[str]:
+    return list(_BOOLEAN.values()) if entry["type"] == "boolean" else list(entry.get("enum", ()))
 
 
 def label_of(entry: dict[str, Any]) -> str:
@@ -144,15 +148,15 @@ def label_of(entry: dict[str, Any]) -> str:
 def hint(entry: dict[str, Any]) -> str:
     """Return description (where a title stands above), unit, bounds and default of a field."""
     said = [str(entry["help"]).rstrip(".")] if entry["title"] else []
-    if "enum" in entry:
-        return " · ".join([*said, f"default {entry['default']}"])
     path = entry["path"]
-    if path in _ENERGIES:
-        said.append("kcal/mol, eV or kJ/mol")
-    elif entry["unit"]:
-        said.append(str(entry["unit"]))
+    if _options(entry):
+        return " · ".join([*said, f"default {text_of(path, entry['default'])}"])
+    unit, scale, accepted = _UNITS.get(path, ("", 1.0, entry["unit"]))
+    if accepted:
+        said.append(str(accepted))
     bounds = [
-        f"{word} {entry[name]:.12g}"
+        f"{word} {entry[name] / scale:.12g}" if entry[name] == 0 or not unit
+        else f"{word} {entry[name] / scale:.4g} {unit}"
         for name, word in (
             ("exclusiveMinimum", "above"), ("minimum", "at least"),
             ("exclusiveMaximum", "below"), ("maximum", "at most"),
@@ -167,18 +171,36 @@ def hint(entry: dict[str, Any]) -> str:
     return " · ".join(said)
 
 
-_ENERGIES = frozenset(
-    path for path, entry in FIELDS.items() if entry["unit"] == "eV" and entry["type"] == "number"
-)
+_BOOLEAN = {False: "no", True: "yes"}
+_READABLE = {
+    "eV": ("kcal/mol", KCAL_PER_MOL, "kcal/mol, eV or kJ/mol"),
+    "eV/Å³": ("GPa", GPA, "GPa, kbar or eV/Å³"),
+}
+_UNITS = {
+    path: _READABLE[entry["unit"]]
+    for path, entry in FIELDS.items()
+    if entry["unit"] in _READABLE and entry["type"] == "number"
+}
+"""Path -> the unit a quantity is shown in, its size in the inner unit, and all units accepted."""
 
 
 def text_of(path: str, value: Any) -> str:
-    """Return a value as it stands in its input; energies in kcal/mol."""
+    """Return a value as it stands in its input; energies in kcal/mol, stress in GPa."""
     if value is None:
         return ""
-    if path in _ENERGIES:
-        return f"{value / KCAL_PER_MOL:.4g} kcal/mol"
+    if isinstance(value, bool):
+        return _BOOLEAN[value]
+    if path in _UNITS:
+        unit, scale, _ = _UNITS[path]
+        return f"{value / scale:.4g} {unit}"
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def said_of(path: str, value: Any) -> str:
+    """Return a value with its unit, for a sentence or a table."""
+    unit = FIELDS[path]["unit"]
+    text = text_of(path, value)
+    return text if unit is None or path in _UNITS else f"{text} {unit}"
 
 
 def value_at(given: Settings, path: str) -> Any:

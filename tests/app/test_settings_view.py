@@ -4,11 +4,12 @@ import pytest
 
 from app import state as app_state
 from app.views.settings import FIXED, LIVE, Settings, fixed
-from app.widgets.form import FIELDS, Form, hint, text_of, tried, value_at
+from app.widgets.form import FIELDS, Form, hint, said_of, text_of, tried, value_at
 from core import settings as schema
 from core.campaign import events as ev
 from core.campaign.store import Store
 from core.errors import SettingsError
+from core.units import GPA
 
 from .test_wording import SETTINGS
 
@@ -84,6 +85,23 @@ def test_every_field_shows_its_default_and_takes_it_back(path):
         again = tried(SETTINGS, path, text_of(path, default))
         value = value_at(again, path)
         assert value == (pytest.approx(default, rel=1e-3) if type(default) is float else default)
+
+
+def test_stress_is_shown_and_bounded_in_gigapascal():
+    path = "dynamics.pressure"
+    squeezed = tried(SETTINGS, path, "2.5 GPa")
+    assert value_at(squeezed, path) == pytest.approx(2.5 * GPA)
+    assert text_of(path, value_at(squeezed, path)) == said_of(path, 2.5 * GPA) == "2.5 GPa"
+    assert "at least -160.2 GPa" in hint(FIELDS[path]) and "GPa, kbar" in hint(FIELDS[path])
+
+
+def test_what_is_on_or_off_is_chosen_and_kept():
+    path = "potential.compiled"
+    form = Form(SETTINGS, [path], lambda path, text: None)
+    assert form.inputs[path].options == ["no", "yes"] and form.inputs[path].value == "no"
+    chosen = tried(SETTINGS, path, "yes")
+    assert value_at(chosen, path) is True and text_of(path, True) == "yes"
+    assert schema.from_dict(tomllib.loads(chosen.to_toml())) == chosen
 
 
 def test_an_error_names_what_was_given_and_not_the_path():
