@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from ase.build import bulk
 from ase.cluster import Icosahedron
 from ase.io import write
 from playwright.sync_api import Browser, Page, Route, sync_playwright
@@ -77,6 +78,32 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ended = worker.run_inline(directory)
     assert ended.phase == "finished", ended.paused
     return directory
+
+
+@pytest.fixture(scope="session")
+def breathed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Directory of a crystal of argon that ran under pressure, learning stress; do not change it."""
+    folder = tmp_path_factory.mktemp("breathed")
+    write(folder / "argon.extxyz", bulk("Ar", cubic=True).repeat((2, 2, 2)))
+    given = settings.from_dict(
+        {
+            "structure": {"file": str(folder / "argon.extxyz")},
+            "potential": {"model": "lennard-jones"},
+            "dynamics": {
+                "ensemble": "npt", "pressure": "0.3 GPa", "temperature_K": 20, "timestep_fs": 5,
+                "steps": 600,
+            },
+            "trust": {
+                "energy_tolerance": "2 kcal/mol", "force_tolerance": 0.02,
+                "stress_tolerance": "0.05 GPa",
+            },
+            "labelling": {"reference": "teacher:lennard-jones:0.0110:3.36", "mode": "threshold"},
+        }
+    )  # fmt: skip
+    state.create(folder / "crystal", given)
+    ended = worker.run_inline(folder / "crystal")
+    assert ended.phase == "finished" and ended.trusted, ended.paused
+    return folder / "crystal"
 
 
 @contextlib.contextmanager

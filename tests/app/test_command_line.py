@@ -89,6 +89,13 @@ def test_run_then_look_at_it_in_every_way(flywise, folder):
     assert code == 2 and "labelling.seed is 3, not 1" in err
 
 
+def test_an_audit_of_a_crystal_tells_of_its_stress(flywise, breathed):
+    code, out, _ = flywise("audit", str(breathed), "--every", "100")
+    assert code == 0
+    (line,) = (line for line in out.splitlines() if line.startswith("stress"))
+    assert "GPa" in line and "% within tolerance" in line
+
+
 def test_frames_are_labelled_elsewhere(flywise, folder):
     asking = SETTINGS.replace("[labelling]", '[labelling]\nmode = "approve"')
     (folder / "ask.toml").write_text(asking)

@@ -51,6 +51,21 @@ def test_a_stored_frame_says_what_it_was_and_has_its_own_colours(shown):
     assert "before trust" in view._molecule.note
 
 
+def test_the_box_breathes_with_the_cell_and_only_where_it_changes(breathed, shown):
+    campaign, selection = app_state.campaign(breathed), Selection()
+    view = Scene(campaign, selection)
+    volumes = []
+    for frame_id in (3, 40):
+        selection.show_frame(frame_id)
+        view.update(campaign.glance())
+        np.testing.assert_allclose(
+            view._molecule.box, campaign.reader.frame(frame_id).cell.ravel(), rtol=1e-6
+        )
+        volumes.append(np.linalg.det(np.reshape(view._molecule.box, (3, 3))))
+    assert abs(volumes[1] / volumes[0] - 1) > 0.01
+    assert shown[0]._molecule.box == []
+
+
 def test_flagged_frames_are_visited_in_turn(shown):
     view, selection, campaign = shown
     ids = [q.frame_id for q in campaign.glance().state.queue]

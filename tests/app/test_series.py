@@ -1,5 +1,6 @@
 """The series of a campaign that is written by hand, frame by frame."""
 
+import ase
 import numpy as np
 import pytest
 
@@ -74,6 +75,21 @@ def test_a_coordinate_covers_frames_stored_before_and_after(written):
     values = series.coordinate((0, 1))
     assert len(first) == 2 and len(values) == 3
     np.testing.assert_allclose(values / values[0], [1.0, 1.01, 1.02])
+
+
+def test_a_coordinate_grows_with_the_cell(breathed):
+    reader = CampaignReader(breathed)
+    series = Series(reader)
+    while len(series) < len(reader.frames_since(0)["id"]):
+        series.follow()
+    lengths, angles = series.coordinate((0, 1)), series.coordinate((0, 1, 2))
+    scales = reader.scales_since(0)
+    assert scales.min() < 0.99 and len(lengths) == len(scales)
+    for k in (0, len(scales) // 2, len(scales) - 1):
+        frame = reader.frame(int(series["id"][k]))
+        atoms = ase.Atoms("Ar3", frame.positions[:3], cell=frame.cell, pbc=True)
+        assert lengths[k] == pytest.approx(atoms.get_distance(0, 1, mic=True), abs=1e-5)
+        assert angles[k] == pytest.approx(atoms.get_angle(0, 1, 2, mic=True), abs=1e-3)
 
 
 def test_a_long_series_is_read_in_parts(written, monkeypatch):

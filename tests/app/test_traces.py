@@ -10,6 +10,7 @@ from app import theme
 from app.selection import Selection
 from app.views import traces as traces_
 from app.views.traces import Traces, bound_axis, data_axis, stretch_ends, with_gaps
+from core.units import GPA
 
 
 @pytest.fixture
@@ -40,6 +41,19 @@ def test_every_frame_of_a_short_run_is_drawn(shown):
     assert drawn["energy"][first] == 0.0
     assert np.isnan(drawn["energy_bound"][:first]).all()
     assert np.isfinite(drawn["energy_bound"][first:]).all()
+
+
+def test_a_crystal_shows_the_bound_of_its_stress(breathed, shown):
+    campaign = app_state.campaign(breathed)
+    view = Traces(campaign, Selection())
+    view.paint(theme.LIGHT)
+    view.update(campaign.glance())
+    drawn, first = view._kept.data["stress_bound"], campaign.series.trusted_from
+    assert np.isfinite(drawn[first:]).all()
+    frame = campaign.reader.frame(int(campaign.series["id"][first]))
+    assert drawn[first] == pytest.approx(frame.stress_bound / GPA, rel=1e-5)
+    assert view._plots["stress_bound"]._limit.location == pytest.approx(0.05)
+    assert "stress_bound" not in shown[0]._plots
 
 
 def test_new_frames_are_streamed_and_nothing_is_sent_again(shown, monkeypatch):
