@@ -82,7 +82,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def breathed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Directory of a crystal of argon that ran under pressure, learning stress; do not change it."""
+    """Directory of an argon crystal that ran under pressure, learning stress; leave it."""
     folder = tmp_path_factory.mktemp("breathed")
     write(folder / "argon.extxyz", bulk("Ar", cubic=True).repeat((2, 2, 2)))
     given = settings.from_dict(
