@@ -74,6 +74,13 @@ def downloaded(name: str) -> Path:
     return cache() / "models" / name.replace(":", "-")
 
 
+def fetched() -> list[str]:
+    """Return the names of the foundation models that are on this machine, sorted."""
+    folders = (cache() / "models").glob("mace-*-*/config.json")
+    names = (re.sub(r"^(mace-[a-z]+)-", r"\1:", path.parent.name) for path in folders)
+    return sorted(name for name in names if FOUNDATION.fullmatch(name))
+
+
 def cache() -> Path:
     """Return the folder of what can be fetched or made again; FLYWISE_HOME moves it."""
     if home := os.environ.get("FLYWISE_HOME"):

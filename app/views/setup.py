@@ -28,9 +28,10 @@ from app.widgets.form import (
 from app.widgets.picture import svg
 from app.wording import count, duration, roughly
 from core import settings as schema
+from core.assets import fetched
 from core.campaign import preflight
 from core.campaign.preflight import Trial
-from core.errors import FlywiseError, SettingsError, StructureError
+from core.errors import FlywiseError, ModelError, SettingsError, StructureError
 from core.settings import Settings
 from core.structures import FORMATS, Structure, from_bytes
 
@@ -62,9 +63,14 @@ MOLECULES: dict[str, dict[str, str]] = {
 ARGON_A = 3.8
 """Distance of neighbours in the argon cluster, Å."""
 
-MODELS = {"Bundled": "bundled", "Argon": "lennard-jones", "Folder": ""}
+MODELS = {
+    "Bundled": "bundled", "Published": "published", "Argon": "lennard-jones", "Folder": "",
+}  # fmt: skip
 MODEL_HELP = {
-    "bundled": "The MACE that comes with Flywise: molecules of H, C, N and O.",
+    "bundled": "The MACE that comes with Flywise: molecules of H, B, C, N, O, F, Si, P, S, Cl and "
+    "Br.",
+    "published": "Foundation models that were fetched to this machine, under the licence accepted "
+    "then.",
     "lennard-jones": "Lennard-Jones argon, for trying things out.",
     "": "A bundle on this machine: a folder with config.json and model.safetensors. MACE "
     "checkpoints (.model) are pickles, which run code when opened, and are not accepted.",
@@ -75,6 +81,13 @@ LEVEL_HELP = {
     "gfn1-xtb": "The method the bundled model was trained on.",
     "teacher:": "A frozen potential as reference, by name or by the path of a bundle folder.",
 }
+
+FETCH = (
+    "<p>Foundation models such as MACE-OFF and MACE-MP are fetched once, in a terminal, where "
+    "their licence is shown: <code>flywise models</code> lists them, <code>flywise download "
+    "mace-off:small</code> fetches one. Come back here afterwards.</p>"
+)
+"""Said while none was fetched."""
 
 CHOSEN = {
     "structure.smiles", "structure.file", "structure.name", "potential.model",
@@ -179,20 +192,23 @@ class Setup(pn.viewable.Viewer):
         self._problem = _html("")
         self._model = _options(list(MODELS), "Model")
         self._folder = _text("Path of the bundle folder")
+        self._published = pmui.Select(
+            label="Published model", options=[], **_SMALL, stylesheets=[SELECT_LABEL_ABOVE]
+        )
         self._model_help = _html("")
         self._level = _options(list(LEVELS), "Level of theory")
         self._teacher = _text("Name or path of the teacher potential")
         self._level_help = _html("")
         for widget in (self._how, self._pick, self._smiles, self._file):
             widget.param.watch(lambda _: self._choose_source(), "value")
-        for widget in (self._model, self._folder, self._level, self._teacher):
+        for widget in (self._model, self._published, self._folder, self._level, self._teacher):
             widget.param.watch(lambda _: self._choose_method(), "value")
 
     def _choices(self) -> pn.Column:
         return pn.Column(
             _card("1", "Structure", self._how, self._pick, self._smiles, self._file,
                   self._formats, self._problem),
-            _card("2", "Model", self._model, self._folder, self._model_help),
+            _card("2", "Model", self._model, self._published, self._folder, self._model_help),
             _card("3", "Level of theory", self._level, self._teacher, self._level_help),
             _card("", "Everything else", _html("<p>Defaults that suit most molecules.</p>"),
                   self._accordion()),
@@ -283,8 +299,11 @@ class Setup(pn.viewable.Viewer):
         self._folder.visible, self._teacher.visible = model == "", level == "teacher:"
         self._model_help.object = f"<p>{MODEL_HELP[model]}</p>"
         self._level_help.object = f"<p>{LEVEL_HELP[level]}</p>"
+        self._published.visible = False
         if model == "":
             model = self._folder.value.strip()
+        elif model == "published":
+            model = self._fetched()
         if level == "teacher:":
             level += self._teacher.value.strip()
         given = self._given.with_value("potential.model", model)
@@ -292,6 +311,19 @@ class Setup(pn.viewable.Viewer):
         self._show_checks()
         self._show_cost()
         self._measure_soon()
+
+    def _fetched(self) -> str:
+        """Return the published model that is chosen, "" while there is none on this machine."""
+        names = fetched()
+        if names != self._published.options:
+            self._published.options = names
+        self._published.visible = bool(names)
+        if not names:
+            self._model_help.object = FETCH
+            return ""
+        if self._published.value not in names:
+            self._published.value = names[0]
+        return str(self._published.value)
 
     def _change(self, path: str, text: str) -> str | None:
         try:
@@ -351,8 +383,11 @@ class Setup(pn.viewable.Viewer):
         if structure is None:
             return ["<p>Choose a structure: it is drawn here.</p>"], False
         lines, ready = [], True
+        model = self._given.potential.model
         try:
-            preflight.check_model(self._given.potential.model, structure)
+            if not model:
+                raise ModelError("Choose a model.")
+            preflight.check_model(model, structure)
             lines.append('<p class="good">The model knows all elements.</p>')
         except FlywiseError as error:
             lines.append(_bad(error))

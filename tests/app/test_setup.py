@@ -1,4 +1,5 @@
 import asyncio
+import json
 
 import pytest
 
@@ -116,6 +117,25 @@ def test_a_model_must_know_the_elements_and_be_no_pickle(page, tmp_path):
     assert "run code" in page._checks.object and page._create.disabled
     page._model.value = "Bundled"
     assert not page._create.disabled
+
+
+def test_published_models_that_were_fetched_are_offered(page, tmp_path):
+    page._model.value = "Published"
+    assert "flywise download" in page._model_help.object and not page._published.visible
+    assert "Choose a model" in page._checks.object and page._create.disabled
+    for name, numbers in (("mace-off-small", [1, 6, 8]), ("mace-mp-medium-0b3", [14])):
+        folder = tmp_path / "models" / name
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text(json.dumps({"model": {"atomic_numbers": numbers}}))
+        (folder / "model.safetensors").touch()
+    (tmp_path / "models" / "mace-off-large").mkdir()  # its download did not end
+    page._model.value = "Bundled"
+    page._model.value = "Published"
+    assert page._published.visible
+    assert page._published.options == ["mace-mp:medium-0b3", "mace-off:small"]
+    assert "does not know" in page._checks.object and page._create.disabled
+    page._published.value = "mace-off:small"
+    assert page._given.potential.model == "mace-off:small" and not page._create.disabled
 
 
 def test_a_teacher_needs_a_name(page):
