@@ -205,12 +205,35 @@ class Potential(Protocol):
         """Return an evaluator of many weight vectors at once."""
         ...
 
-    def evaluator(self, structure: Structure, *, compiled: Path | None = None) -> Evaluator:
-        """Return a fast positions (N, 3) -> (energy, forces) function for MD, weights shared.
+    def compile(self, structure: Structure, folder: Path) -> Compiler:
+        """Compile steps of `structure` from now on, in the background; keep them in `folder`."""
+        ...
 
-        Args:
-            compiled: folder of compiled steps; they are made while the first steps are done.
-        """
+    def evaluator(self, structure: Structure) -> Evaluator:
+        """Return a fast positions (N, 3) -> (energy, forces) function for MD, weights shared."""
+        ...
+
+
+@dataclass(frozen=True)
+class Compilation:
+    """What became of compiling a step: milliseconds before and with it, or why it is not done."""
+
+    before_ms: float = 0.0
+    after_ms: float = 0.0
+    problem: str = ""
+
+
+class Compiler(Protocol):
+    """Makes faster steps of one structure in the background.
+
+    Attributes:
+        news: what has become of the first, and why there are no more; until taken.
+    """
+
+    news: list[Compilation]
+
+    def close(self) -> None:
+        """Give up what is being made."""
         ...
 
 
@@ -233,15 +256,6 @@ class Members(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Compilation:
-    """What became of compiling a step: milliseconds before and with it, or why it is not done."""
-
-    before_ms: float = 0.0
-    after_ms: float = 0.0
-    problem: str = ""
-
-
 class Evaluator(Protocol):
     """Energy and forces of one structure, step by step.
 
@@ -259,14 +273,6 @@ class Evaluator(Protocol):
 
     def watch(self, directions: torch.Tensor | None) -> None:
         """Give `changes` from now on, along (M, K) of the `relevant` weights; stop with None."""
-        ...
-
-    def news(self) -> list[Compilation]:
-        """Return what has become of compiling the step since the last call."""
-        ...
-
-    def close(self) -> None:
-        """Give up what is being compiled."""
         ...
 
 

@@ -37,7 +37,7 @@ from core.campaign.learner import (
 from core.campaign.loop import Rewind
 from core.campaign.state import State
 from core.campaign.store import Frame, LabelRow, Snapshot
-from core.contracts import Failure, Label, LabelSet, Potential
+from core.contracts import Compiler, Failure, Label, LabelSet, Potential
 from core.dynamics.integrators import Dynamics
 from core.dynamics.triggers import Limits, broken
 from core.errors import CampaignError, CanaryError, LabelError
@@ -113,8 +113,10 @@ class Engine:
         self.knowledge = self.learner.begin()
         self.learner.activate(self.knowledge)
         self._periodic = settings.labelling.every > 0
-        compiled = cache() / "compiled" if settings.potential.compiled else None
-        self._evaluator = self.potential.evaluator(structure, compiled=compiled)
+        self._compiler: Compiler | None = None
+        if settings.potential.compiled:
+            self._compiler = self.potential.compile(structure, cache() / "compiled")
+        self._evaluator = self.potential.evaluator(structure)
         self.dynamics = Dynamics(
             structure, self._evaluator, settings.dynamics, np.random.default_rng([seed, 0])
         )
@@ -130,7 +132,8 @@ class Engine:
     def close(self, wait_s: float = 0.0) -> None:
         """End the label processes, and that of the compiler."""
         self.submitter.close(wait_s)
-        self._evaluator.close()
+        if self._compiler is not None:
+            self._compiler.close()
 
     # Dynamics
 
@@ -154,8 +157,10 @@ class Engine:
 
     def compiled(self) -> list[ev.StepCompiled]:
         """Return what has become of compiling the step since the last call."""
-        step = self.dynamics.step
-        return [ev.StepCompiled(step=step, **asdict(news)) for news in self._evaluator.news()]
+        if self._compiler is None:
+            return []
+        told, self._compiler.news = self._compiler.news, []
+        return [ev.StepCompiled(step=self.dynamics.step, **asdict(news)) for news in told]
 
     @property
     def sigma_energy(self) -> float:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import ase.data
 import numpy as np
 import torch
 
-from core.contracts import Compilation, Derivatives, Prediction
+from core.contracts import Derivatives, Prediction
 from core.errors import ModelError
 from core.potentials.compiled import Compiler
 from core.potentials.members import Members
@@ -114,6 +114,8 @@ class TorchPotential(ABC):
     cutoff: float
     edge_width: int = 1
     """Numbers the model makes of each edge, in one layer."""
+    compiler: Compiler | None = None
+    """Makes compiled steps, where `compile` asked for them."""
 
     def __init__(self, module: torch.nn.Module, isolated: np.ndarray) -> None:
         self.module = module
@@ -331,7 +333,15 @@ class TorchPotential(ABC):
 
     def derivatives(self, structure: Structure) -> Derivatives:
         """Return energy, forces, stress where there is one, and ∂E/∂θ (P,)."""
-        return self._derivatives(self.graphs([structure]), stress=structure.is_bulk)
+        graphs, stress = self.graphs([structure]), structure.is_bulk
+        if self.compiler is not None:
+            program = self.compiler.program(graphs, stress=stress, weights=True)
+            if program is not None:
+                found = program(graphs)
+                gradient = torch.zeros(self.n_parameters, dtype=self.dtype)
+                gradient[self.relevant(structure.numbers)] = found.gradient
+                return replace(found, gradient=gradient)
+        return self._derivatives(graphs, stress=stress)
 
     def _derivatives(
         self, graphs: GraphBatch, *, stress: bool = False, weights: bool = True
@@ -363,15 +373,17 @@ class TorchPotential(ABC):
         """Return an evaluator of many weight vectors at once."""
         return Members(self)
 
-    def evaluator(
-        self, structure: Structure, *, skin: float = 0.5, compiled: Path | None = None
-    ) -> Evaluator:
-        """Return positions (N, 3) -> (energy eV, forces eV/Å) for MD; shares the weights.
+    def evaluator(self, structure: Structure, *, skin: float = 0.5) -> Evaluator:
+        """Return positions (N, 3) -> (energy eV, forces eV/Å) for MD; shares the weights."""
+        return Evaluator(self, structure, skin=skin)
 
-        Args:
-            compiled: folder of compiled steps; they are made while the first steps are done.
+    def compile(self, structure: Structure, folder: Path) -> Compiler:
+        """Compile steps of `structure` from now on, in the background; keep them in `folder`.
+
+        Evaluators and members use them as soon as they are there.
         """
-        return Evaluator(self, structure, skin=skin, compiled=compiled)
+        self.compiler = Compiler(self, structure, folder)
+        return self.compiler
 
 
 class Evaluator:
@@ -386,21 +398,13 @@ class Evaluator:
         stress: (3, 3), eV/Å³, at the last positions, if the cell was given with them.
     """
 
-    def __init__(
-        self,
-        potential: TorchPotential,
-        structure: Structure,
-        *,
-        skin: float,
-        compiled: Path | None = None,
-    ) -> None:
+    def __init__(self, potential: TorchPotential, structure: Structure, *, skin: float) -> None:
         self._potential = potential
         self._neighbours = SkinList(structure, potential.cutoff, skin)
         edges = self._neighbours.edges(structure.positions)
         self._graphs = potential.collate([structure], [edges])
         self._directions: torch.Tensor | None = None
         self._columns = potential.relevant(structure.numbers)
-        self._compiler = None if compiled is None else Compiler(potential, structure, compiled)
         self.changes: np.ndarray | None = None
         self.stress: np.ndarray | None = None
 
@@ -412,18 +416,6 @@ class Evaluator:
         """
         self.changes = None
         self._directions = directions
-
-    def news(self) -> list[Compilation]:
-        """Return what has become of compiling the step since the last call."""
-        if self._compiler is None:
-            return []
-        told, self._compiler.news = self._compiler.news, []
-        return told
-
-    def close(self) -> None:
-        """Give up what is being compiled."""
-        if self._compiler is not None:
-            self._compiler.close()
 
     def __call__(
         self, positions: np.ndarray, cell: np.ndarray | None = None
@@ -439,9 +431,9 @@ class Evaluator:
         if cell is not None:
             graphs.volumes = np.array([abs(np.linalg.det(cell))])
         stress, weights = cell is not None, self._directions is not None
-        program = None
-        if self._compiler is not None:
-            program = self._compiler.program(graphs, stress=stress, weights=weights)
+        program, compiler = None, self._potential.compiler
+        if compiler is not None:
+            program = compiler.program(graphs, stress=stress, weights=weights)
         if program is not None:
             found = program(graphs)
             gradient = found.gradient

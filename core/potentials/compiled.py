@@ -51,7 +51,7 @@ class Plan:
 
 
 class Program:
-    """A compiled step; weights are those in force in `potential`."""
+    """A compiled step."""
 
     def __init__(self, potential: TorchPotential, plan: Plan, path: Path) -> None:
         self._run = torch._inductor.aoti_load_package(str(path))
@@ -69,9 +69,16 @@ class Program:
             self._edges, self._taken = arranged, graphs.shifts
         return True
 
-    def __call__(self, graphs: GraphBatch) -> Derivatives:
-        """Return energy, forces, and as planned stress and ∂E/∂θ of the relevant weights."""
-        energy, forces, *others = self._run(self._weights, graphs.positions, *self._edges)
+    def __call__(
+        self, graphs: GraphBatch, weights: list[torch.Tensor] | None = None
+    ) -> Derivatives:
+        """Return energy, forces, and as planned stress and ∂E/∂θ of the relevant weights.
+
+        With the weights in force, unless others are given in the order of the parameters.
+        """
+        energy, forces, *others = self._run(
+            self._weights if weights is None else weights, graphs.positions, *self._edges
+        )
         stress = None
         if self.plan.stress:
             stress = others.pop(0).double().numpy() / graphs.volumes[0]
@@ -84,13 +91,17 @@ class Compiler:
     """Makes programs for one structure in the background, and keeps them in `folder`.
 
     Attributes:
-        news: what has become of programs, until taken.
+        made: programs by what they give beside energy and forces: (stress, gradient in weights).
+        news: what has become of the first program, and why there are no more; until taken.
     """
 
     def __init__(self, potential: TorchPotential, structure: Structure, folder: Path) -> None:
         self._potential, self._structure, self._folder = potential, structure, folder
         self._columns = potential.relevant(structure.numbers)
-        self._made: dict[tuple[bool, bool], Program] = {}
+        self._species = potential.graphs([structure]).species
+        self._threads = torch.get_num_threads()
+        self._told = False
+        self.made: dict[tuple[bool, bool], Program] = {}
         self._calls: dict[tuple[bool, bool], int] = {}
         self._child: _Child | None = None
         self._stopped = potential.recipe() is None
@@ -98,18 +109,22 @@ class Compiler:
 
     def program(self, graphs: GraphBatch, *, stress: bool, weights: bool) -> Program | None:
         """Return the program for such steps, if it is there and has room for these edges."""
-        kind = stress, weights
-        found = self._made.get(kind)
-        if found is not None and found.takes(graphs) and found.plan.threads == _threads():
-            return found
-        if self._stopped:
+        if self._stopped or not self.suits(graphs):
             return None
+        kind = stress, weights
+        found = self.made.get(kind)
+        if found is not None and found.takes(graphs):
+            return found
         self._calls[kind] = self._calls.get(kind, 0) + 1
         if self._child is not None:
             self._collect(graphs)
         elif self._calls[kind] >= PATIENCE:
             self._begin(graphs, *kind)
         return None
+
+    def suits(self, graphs: GraphBatch) -> bool:
+        """Whether `graphs` is the one structure, at whatever positions."""
+        return graphs.n_structures == 1 and torch.equal(graphs.species, self._species)
 
     def close(self) -> None:
         """Give up what is being made."""
@@ -122,7 +137,7 @@ class Compiler:
         width = int(np.ceil(SPARE * most)) + 1
         if not any(self._structure.pbc):
             width = min(width, len(self._structure) - 1)
-        plan = Plan(max(width, 1), stress, weights, _threads())
+        plan = Plan(max(width, 1), stress, weights, self._threads)
         self._child = _Child(self._potential, self._structure, plan, self._folder)
 
     def _collect(self, graphs: GraphBatch) -> None:
@@ -143,9 +158,11 @@ class Compiler:
         if problem:
             self._stopped = True
             self.news.append(Compilation(problem=problem))
-        else:
-            self._made[kind] = program
+            return
+        self.made[kind] = program
+        if not self._told:
             self.news.append(Compilation(1e3 * before, 1e3 * after))
+        self._told = True
 
     def _compared(self, program: Program, graphs: GraphBatch) -> tuple[str, float, float]:
         """Return how the program contradicts the uncompiled step, and seconds of both."""
@@ -181,10 +198,6 @@ def _seconds(step: Any) -> tuple[float, Derivatives]:
         found = step()
         times.append(time.perf_counter() - began)
     return min(times), found
-
-
-def _threads() -> int:
-    return torch.get_num_threads()
 
 
 def _arranged(graphs: GraphBatch, width: int) -> tuple[torch.Tensor, ...] | None:

@@ -74,6 +74,8 @@ class Members:
         self, graphs: GraphBatch, thetas: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return energies (M,), forces (M, N, 3) and ∂E/∂strain (M, 3, 3), in stacks."""
+        if self._potential.compiler is not None and (found := self._compiled(graphs, thetas)):
+            return found
         n, edges = len(thetas), len(graphs.senders)
         measured, *rest = self._measured_for
         if (
@@ -86,6 +88,27 @@ class Members:
         parts = [self._stacked(graphs, part) for part in thetas.split(self.stack)]
         energies, forces, strain = zip(*parts, strict=True)
         return torch.cat(energies), torch.cat(forces), torch.cat(strain)
+
+    def _compiled(
+        self, graphs: GraphBatch, thetas: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
+        """Return the same by compiled steps, one by one, if there are such."""
+        assert self._potential.compiler is not None
+        stress = bool(np.isfinite(graphs.volumes).all())
+        program = self._potential.compiler.program(graphs, stress=stress, weights=False)
+        if program is None:
+            return None
+        found = [program(graphs, self.network.shaped(theta)) for theta in thetas]
+        kind: Any = {"dtype": thetas.dtype}
+        energies = [derivatives.energy - float(graphs.isolated[0]) for derivatives in found]
+        strain = np.zeros((len(thetas), 3, 3))
+        if stress:
+            strain = np.stack([np.asarray(d.stress) for d in found]) * graphs.volumes[0]
+        forces = np.stack([derivatives.forces for derivatives in found])
+        return (
+            torch.tensor(energies, **kind), torch.tensor(forces, **kind),
+            torch.tensor(strain, **kind),
+        )  # fmt: skip
 
     def _measured(self, graphs: GraphBatch, thetas: torch.Tensor) -> int:
         """Return the size of stack that takes the least time for each member."""
@@ -163,12 +186,15 @@ class Network(torch.nn.Module):
         self, theta: torch.Tensor, graphs: GraphBatch, parts: list[torch.Tensor]
     ) -> torch.Tensor:
         """Return the interaction energy of all atoms with the weights `theta` (P,)."""
+        return self.nodes(self.shaped(theta), graphs, parts).sum()
+
+    def shaped(self, theta: torch.Tensor) -> list[torch.Tensor]:
+        """Return `theta` (P,) as tensors in the shapes and the order of the parameters."""
         sizes = [n for *_, n in self._shapes]
-        shaped = [
+        return [
             part.view(shape)
             for (_, shape, _), part in zip(self._shapes, theta.split(sizes), strict=True)
         ]
-        return self.nodes(shaped, graphs, parts).sum()
 
     def nodes(
         self, weights: Sequence[torch.Tensor], graphs: GraphBatch, parts: Sequence[torch.Tensor]

@@ -1,6 +1,7 @@
 """Whole campaigns in this process: Lennard-Jones argon learning another Lennard-Jones argon."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -84,10 +85,8 @@ def test_learning_may_use_more_threads_than_the_simulation(prepared, monkeypatch
 def test_what_became_of_compiling_the_step_is_journalled_once(prepared, monkeypatch):
     runner = Runner(prepared())
     runner.open()
-    told = [[Compilation(before_ms=5.0, after_ms=1.0)]]
-    monkeypatch.setattr(
-        runner.engine._evaluator, "news", lambda: told.pop() if told else [], raising=False
-    )
+    made = SimpleNamespace(news=[Compilation(before_ms=5.0, after_ms=1.0)], close=lambda: None)
+    monkeypatch.setattr(runner.engine, "_compiler", made)
     runner.apply(ev.Start())
     runner.run(lambda state: state.step >= 20)
     state = runner.state

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +77,45 @@ def test_atoms_that_are_out_of_reach_are_nobodys_neighbours(
     np.testing.assert_allclose(found.forces, expected.forces, atol=1e-10)
 
 
+def test_members_and_derivatives_use_the_programs_that_are_there(
+    water: tuple[MacePotential, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    potential, path = water
+    plain = new_potential()
+    plain.set_theta(potential.get_theta())
+    compiler = potential.compile(WATER, tmp_path)
+    try:
+        for kind in ((False, True), (False, False)):
+            plan = Plan(2, stress=False, weights=kind[1], threads=torch.get_num_threads())
+            compiler.made[kind] = Program(potential, replace(plan, weights=True), path)
+        thetas = potential.get_theta() * (1 + 0.1 * torch.randn(3, potential.n_parameters))
+        asked = []
+        monkeypatch.setattr(Program, "__call__", spied(Program.__call__, asked))
+        structure = WATER.moved(moved(WATER, 5))
+        for found, expected in zip(
+            potential.members()(structure, thetas)[:2], plain.members()(structure, thetas)[:2],
+            strict=True,
+        ):  # fmt: skip
+            np.testing.assert_allclose(found, expected, atol=1e-10)
+        found, expected = potential.derivatives(structure), plain.derivatives(structure)
+        np.testing.assert_allclose(found.gradient, expected.gradient, atol=1e-10)
+        assert len(asked) == 4
+        potential.derivatives(from_atoms(molecule("OH")))
+        assert len(asked) == 4  # another structure
+    finally:
+        potential.compiler = None
+
+
+def spied(call, asked: list[object]):  # type: ignore[no-untyped-def]
+    """Return `call` that notes each call in `asked`."""
+
+    def noted(self, *given, **named):  # type: ignore[no-untyped-def]
+        asked.append(self)
+        return call(self, *given, **named)
+
+    return noted
+
+
 def test_a_program_without_room_for_the_edges_is_not_used(
     water: tuple[MacePotential, Path],
 ) -> None:
@@ -86,13 +126,14 @@ def test_a_program_without_room_for_the_edges_is_not_used(
 
 def compiled_evaluator(potential: TorchPotential, structure: Structure, folder: Path):  # type: ignore[no-untyped-def]
     """Return an evaluator after its compiler has told what became of the step."""
-    evaluate = potential.evaluator(structure, compiled=folder)
+    compiler = potential.compile(structure, folder)
+    evaluate = potential.evaluator(structure)
     end = time.monotonic() + WAIT_S
     step = 0
     while time.monotonic() < end:
         evaluate(moved(structure, step := step + 1, 0.01))
-        if told := evaluate.news():
-            return evaluate, told
+        if compiler.news:
+            return evaluate, compiler.news
     raise AssertionError("nothing was heard of the compiler")
 
 
@@ -114,11 +155,12 @@ def test_a_step_that_contradicts_the_uncompiled_one_is_refused(
     _, path = water
     other = new_potential(avg_num_neighbors=3.0)  # the program was made for another model
     monkeypatch.setattr(compiled, "_path", lambda *given: path)
-    evaluate = other.evaluator(WATER, compiled=tmp_path)
+    compiler = other.compile(WATER, tmp_path)
+    evaluate = other.evaluator(WATER)
     evaluate.watch(torch.ones(1, len(other.relevant(WATER.numbers)), dtype=torch.float64))
     for step in range(compiled.PATIENCE + 5):
         evaluate(moved(WATER, step, 0.01))
-    (told,) = evaluate.news()
+    (told,) = compiler.news
     assert "wrong by" in told.problem
     energy, _ = evaluate(WATER.positions)
     assert energy == pytest.approx(other.predict([WATER]).energies[0], abs=1e-10)
@@ -146,10 +188,11 @@ def test_what_a_program_is_kept_under_depends_on_all_it_was_made_of(tmp_path: Pa
 def test_models_not_worth_it_are_left_alone(tmp_path: Path) -> None:
     argon = load("lennard-jones")
     pair = Structure(np.array([18, 18]), np.array([[0.0, 0, 0], [3.5, 0, 0]]))
-    evaluate = argon.evaluator(pair, compiled=tmp_path)
+    compiler = argon.compile(pair, tmp_path)
+    evaluate = argon.evaluator(pair)
     for _ in range(2 * compiled.PATIENCE):
         evaluate(pair.positions)
-    assert not evaluate.news()
+    assert not compiler.news
     assert not list(tmp_path.iterdir())
 
 
@@ -157,15 +200,15 @@ def test_models_not_worth_it_are_left_alone(tmp_path: Path) -> None:
 def test_a_crystal_under_pressure_is_compiled_in_the_background(tmp_path: Path) -> None:
     potential = new_potential()
     silicon = from_atoms(bulk("Si", cubic=True))
-    evaluate = potential.evaluator(silicon, compiled=tmp_path)
-    plain = potential.evaluator(silicon)
+    compiler = potential.compile(silicon, tmp_path)
+    evaluate, plain = potential.evaluator(silicon), new_potential().evaluator(silicon)
     cell = np.array(silicon.cell)
     end = time.monotonic() + WAIT_S
-    while not (told := evaluate.news()):
+    while not compiler.news:
         assert time.monotonic() < end
         evaluate(silicon.positions, cell)
-    assert not told[0].problem
-    assert told[0].after_ms < told[0].before_ms
+    (told,) = compiler.news
+    assert not told.problem and told.after_ms < told.before_ms
     for stretch in (1.0, 1.02, 0.98):
         found, expected = (
             e(stretch * moved(silicon, 1), stretch * cell) for e in (evaluate, plain)
