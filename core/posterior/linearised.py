@@ -177,6 +177,7 @@ class Linearised:
         self._members = potential.members()
         self._columns = potential.relevant(np.array(elements or potential.elements))
         self._width = len(self._columns) + 1
+        self._spreading: tuple[torch.Tensor, torch.Tensor] | None = None
 
     # ------------------------------------------------------------------ contract
 
@@ -220,8 +221,7 @@ class Linearised:
         found = self.potential.derivatives(structure)
         n = min(FORCE_MEMBERS, len(state.directions))
         changes = state.directions[:, :-1] @ found.gradient[self._columns]
-        directions = self._full(state.directions[:n, :-1])
-        slopes, stress = self._members.slopes(structure, state.theta, directions)
+        slopes, stress = self._members.slopes(structure, state.theta, self._first(state, n))
         known = self.noise_stress is not None and stress is not None
         return Spread(
             energy=found.energy + state.bias,
@@ -244,6 +244,12 @@ class Linearised:
     def members(self, state: State) -> torch.Tensor:
         """Weights of the ensemble members, (M, P)."""
         return state.theta + self._full(state.directions[:, :-1])
+
+    def _first(self, state: State, n: int) -> torch.Tensor:
+        """Return the first n directions as (n, P), kept while the state is the same."""
+        if self._spreading is None or self._spreading[0] is not state.directions:
+            self._spreading = state.directions, self._full(state.directions[:n, :-1])
+        return self._spreading[1]
 
     def _full(self, vectors: torch.Tensor) -> torch.Tensor:
         """Return (M, K) of the weights in use as (M, P)."""

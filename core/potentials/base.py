@@ -339,7 +339,7 @@ class TorchPotential(ABC):
             if program is not None:
                 found = program(graphs)
                 gradient = torch.zeros(self.n_parameters, dtype=self.dtype)
-                gradient[self.relevant(structure.numbers)] = found.gradient
+                gradient[self.compiler.columns] = found.gradient
                 return replace(found, gradient=gradient)
         return self._derivatives(graphs, stress=stress)
 

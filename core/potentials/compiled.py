@@ -91,13 +91,14 @@ class Compiler:
     """Makes programs for one structure in the background, and keeps them in `folder`.
 
     Attributes:
+        columns: relevant weights, of which programs give the gradient.
         made: programs by what they give beside energy and forces: (stress, gradient in weights).
         news: what has become of the first program, and why there are no more; until taken.
     """
 
     def __init__(self, potential: TorchPotential, structure: Structure, folder: Path) -> None:
         self._potential, self._structure, self._folder = potential, structure, folder
-        self._columns = potential.relevant(structure.numbers)
+        self.columns = potential.relevant(structure.numbers)
         self._species = potential.graphs([structure]).species
         self._threads = torch.get_num_threads()
         self._told = False
@@ -181,7 +182,7 @@ class Compiler:
             "forces": (found.forces, expected.forces, np.abs(expected.forces).max()),
         }
         if plan.weights:
-            gradient = expected.gradient[self._columns]
+            gradient = expected.gradient[self.columns]
             compared["gradient"] = (found.gradient, gradient, gradient.abs().max())
         problem = ""
         for name, (now, then, size) in compared.items():

@@ -11,7 +11,7 @@ an error.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from core.structures import Structure
 
 if TYPE_CHECKING:
     from core.potentials.base import GraphBatch, TorchPotential
+    from core.potentials.compiled import Program
 
 ROUNDS = 2
 """Times each size of stack is tried; the fastest counts."""
@@ -54,6 +55,9 @@ class Members:
         Interaction energies, eV; eV/Å; eV/Å³, None unless the structure is a crystal.
         """
         graphs = self._potential.graphs([structure])
+        program = self._program(graphs)
+        if program is not None:
+            return self._one_by_one(program, graphs, thetas)
         energies, forces, strain = self._evaluate(graphs, thetas)
         stress = strain.double().numpy() / structure.volume if structure.is_bulk else None
         return energies.double().numpy(), forces.double().numpy(), stress
@@ -66,16 +70,36 @@ class Members:
         At `theta` (P,), along `directions` (M, P). By central differences: two evaluations for
         each direction, where the exact derivative takes five and more.
         """
-        steps = STEP * directions
-        _, forces, stress = self(structure, torch.cat([theta + steps, theta - steps]))
+        graphs = self._potential.graphs([structure])
+        program = self._program(graphs)
+        if program is None:
+            steps = STEP * directions
+            _, forces, stress = self(structure, torch.cat([theta + steps, theta - steps]))
+        else:
+            moved = (torch.add(theta, d, alpha=a) for a in (STEP, -STEP) for d in directions)
+            _, forces, stress = self._one_by_one(program, graphs, moved)
         return _difference(forces), None if stress is None else _difference(stress)
+
+    def _program(self, graphs: GraphBatch) -> Program | None:
+        """Return the compiled step, where there is one."""
+        if self._potential.compiler is None:
+            return None
+        stress = bool(np.isfinite(graphs.volumes).all())
+        return self._potential.compiler.program(graphs, stress=stress, weights=False)
+
+    def _one_by_one(
+        self, program: Program, graphs: GraphBatch, thetas: Iterable[torch.Tensor]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """Return the same as `__call__` by compiled steps."""
+        found = [program(graphs, self.network.shaped(theta)) for theta in thetas]
+        energies = np.array([d.energy for d in found]) - graphs.isolated[0]
+        stress = np.stack([d.stress for d in found]) if found[0].stress is not None else None  # type: ignore[misc]
+        return energies, np.stack([d.forces for d in found]), stress
 
     def _evaluate(
         self, graphs: GraphBatch, thetas: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return energies (M,), forces (M, N, 3) and ∂E/∂strain (M, 3, 3), in stacks."""
-        if self._potential.compiler is not None and (found := self._compiled(graphs, thetas)):
-            return found
         n, edges = len(thetas), len(graphs.senders)
         measured, *rest = self._measured_for
         if (
@@ -88,27 +112,6 @@ class Members:
         parts = [self._stacked(graphs, part) for part in thetas.split(self.stack)]
         energies, forces, strain = zip(*parts, strict=True)
         return torch.cat(energies), torch.cat(forces), torch.cat(strain)
-
-    def _compiled(
-        self, graphs: GraphBatch, thetas: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
-        """Return the same by compiled steps, one by one, if there are such."""
-        assert self._potential.compiler is not None
-        stress = bool(np.isfinite(graphs.volumes).all())
-        program = self._potential.compiler.program(graphs, stress=stress, weights=False)
-        if program is None:
-            return None
-        found = [program(graphs, self.network.shaped(theta)) for theta in thetas]
-        kind: Any = {"dtype": thetas.dtype}
-        energies = [derivatives.energy - float(graphs.isolated[0]) for derivatives in found]
-        strain = np.zeros((len(thetas), 3, 3))
-        if stress:
-            strain = np.stack([np.asarray(d.stress) for d in found]) * graphs.volumes[0]
-        forces = np.stack([derivatives.forces for derivatives in found])
-        return (
-            torch.tensor(energies, **kind), torch.tensor(forces, **kind),
-            torch.tensor(strain, **kind),
-        )  # fmt: skip
 
     def _measured(self, graphs: GraphBatch, thetas: torch.Tensor) -> int:
         """Return the size of stack that takes the least time for each member."""
