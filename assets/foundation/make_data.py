@@ -32,11 +32,9 @@ from geometries import (
     torn,
 )  # fmt: skip
 from labels import Frame, NotConvergedError, Surface, dynamics, isolated_atom, relax
-from molecules import FAMILIES, NUMBERS, g2_closed_shell, generate, held_out
+from molecules import FAMILIES, NUMBERS, g2_closed_shell, generate, held_out, scaffold
 
 SEED = 20250
-N_VALID = 60
-"""Molecules of each family kept for validation, drawn by scaffold in the second family."""
 MOLECULES_PER_CHUNK = 30
 RELAX_STEPS = 24
 MD_FRAMES = 10
@@ -295,24 +293,35 @@ def make_g2_test(out: Path) -> None:
 
 
 def list_molecules(out: Path) -> list[dict]:
-    """The molecules with id, SMILES and split; generated once and kept in `molecules.json`."""
+    """The molecules with id, SMILES and split; generated once and kept in `molecules.json`.
+
+    Of the first family those to validate with are drawn at random, of the second by scaffold; the
+    last has none, and nothing of the scaffolds of the others.
+    """
     path = out / "molecules.json"
-    if not path.exists():
-        entries = []
-        for place, (family, how) in enumerate(FAMILIES.items()):
-            found = generate(how, SEED + place)
-            tested, unused = held_out(found, N_VALID) if place else (set(found[:N_VALID]), set())
-            entries += [
-                {
-                    "id": FIRST_ID * place + k,
-                    "family": family,
-                    "smiles": s,
-                    "split": "valid" if s in tested else "unused" if s in unused else "train",
-                }
-                for k, s in enumerate(found)
-            ]
-        path.write_text(json.dumps(entries, indent=0))
-    return json.loads(path.read_text())
+    entries: list[dict] = json.loads(path.read_text()) if path.exists() else []
+    there = {entry["family"] for entry in entries}
+    for place, (family, how) in enumerate(FAMILIES.items()):
+        if family in there:
+            continue
+        others = [entry["smiles"] for entry in entries] if how.tested == 0 else []
+        found = generate(how, SEED + place, others)
+        tested, unused = set(found[: how.tested]), set()
+        if place:
+            tested, unused = held_out(found, how.tested)
+            kept = {scaffold(e["smiles"]) for e in entries if e["split"] == "unused"}
+            unused |= {s for s in found if how.tested == 0 and scaffold(s) in kept}
+        entries += [
+            {
+                "id": FIRST_ID * place + k,
+                "family": family,
+                "smiles": s,
+                "split": "valid" if s in tested else "unused" if s in unused else "train",
+            }
+            for k, s in enumerate(found)
+        ]
+    path.write_text(json.dumps(entries, indent=0))
+    return entries
 
 
 def make_side_files(out: Path, molecules: list[dict]) -> None:

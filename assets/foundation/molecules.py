@@ -1,7 +1,8 @@
 """Distinct neutral closed-shell molecules, grown from valence rules alone.
 
-Two families: the organic one of H, C, N and O, and one in which each molecule has B, F, Si, P, S,
-Cl or Br as well.
+Three families: the organic one of H, C, N and O, one in which each molecule has B, F, Si, P, S, Cl
+or Br as well, and one of few atoms of any kind, in which strained and rare groups are not thinned
+out.
 
 Two ways of growing: substituents put on cores, and random graphs built atom by atom. Molecules
 are compared by their skeleton (which atoms are bonded, with bond orders forgotten), so that
@@ -56,6 +57,7 @@ CAMPAIGN_TESTS = (
 WANTED_BY_HEAVY_ATOMS = {
     1: 20, 2: 60, 3: 220, 4: 560, 5: 900, 6: 850, 7: 620, 8: 400, 9: 240, 10: 110, 11: 60, 12: 50,
 }  # fmt: skip
+WANTED_SMALL = {2: 100, 3: 800, 4: 1800, 5: 2400}
 WANTED_MORE = {
     1: 40, 2: 160, 3: 600, 4: 1300, 5: 1700, 6: 1600, 7: 1200, 8: 800, 9: 450, 10: 200, 11: 100,
     12: 80,
@@ -235,6 +237,12 @@ def mixed_atoms(n_heavy: int, rng: np.random.Generator) -> np.ndarray:
     return np.where(rng.random(n_heavy) < rng.uniform(0.1, 0.7), numbers, 6)
 
 
+def any_atoms(n_heavy: int, rng: np.random.Generator) -> np.ndarray:
+    """Atomic numbers of all elements, carbon hardly preferred."""
+    share = np.array([*HETERO.values(), 0.3])
+    return rng.choice([*HETERO, 6], size=n_heavy, p=share / share.sum())
+
+
 def random_graph(numbers: np.ndarray, rng: np.random.Generator) -> str | None:
     """A random molecule of these heavy atoms: a tree grown atom by atom, then rings."""
     n_heavy = len(numbers)
@@ -301,7 +309,8 @@ class Family:
     Attributes:
         substituted: share grown from cores, the rest are random graphs.
         exotic_share: of molecules with one strained or weak group this share is kept, with two
-            its square, and so on. must_have: one of these elements.
+            its square, and so on. must_have: one of these elements. largest: heavy atoms of a
+            random graph. tested: molecules kept for validation.
     """
 
     cores: tuple[tuple[str, ...], tuple[str, ...]]
@@ -312,6 +321,8 @@ class Family:
     substituted: float
     exotic_share: float
     must_have: frozenset[int] = frozenset()
+    largest: int = 10
+    tested: int = 60
 
 
 FAMILIES = {
@@ -323,6 +334,9 @@ FAMILIES = {
         (words(MORE_CHAIN_CORES), words(MORE_RING_CORES)), words(MORE_SUBSTITUENTS),
         words(MORE_WHOLE), mixed_atoms, WANTED_MORE, 0.75, 0.3,
         frozenset({5, 9, 14, 15, 16, 17, 35}),
+    ),
+    "small": Family(
+        ((), ()), (), (), any_atoms, WANTED_SMALL, 0.0, 1.0, largest=5, tested=0,
     ),
 }  # fmt: skip
 
@@ -340,7 +354,7 @@ def candidates(family: Family, rng: np.random.Generator) -> Iterator[str]:
             n_groups = int(rng.choice([1, 2, 3, 4], p=[0.45, 0.35, 0.15, 0.05]))
             smiles = substitute(core, rng.choice(groups, size=n_groups).tolist(), rng)
         else:
-            smiles = random_graph(family.atoms(int(rng.integers(1, 11)), rng), rng)
+            smiles = random_graph(family.atoms(int(rng.integers(1, 1 + family.largest)), rng), rng)
         if smiles is not None and rng.random() < family.exotic_share ** count_exotic(smiles):
             yield smiles
 
@@ -356,13 +370,15 @@ def is_exotic(smiles: str) -> bool:
     return count_exotic(smiles) > 0
 
 
-def generate(family: Family, seed: int, patience: int = 150_000) -> list[str]:
+def generate(
+    family: Family, seed: int, others: Sequence[str] = (), patience: int = 150_000
+) -> list[str]:
     """Distinct molecules, as many of each size as are wanted or as `patience` draws find.
 
-    Returns canonical SMILES in random order, none of them a test molecule.
+    Returns canonical SMILES in random order, none of them a test molecule or one of `others`.
     """
     rng = np.random.default_rng(seed)
-    seen = forbidden_skeletons()
+    seen = forbidden_skeletons() | {skeleton_of_smiles(smiles) for smiles in others}
     left = dict(family.wanted)
     found: list[str] = []
     known: set[str] = set()
@@ -381,6 +397,6 @@ def generate(family: Family, seed: int, patience: int = 150_000) -> list[str]:
         seen.add(graph)
         left[size] -= 1
         found.append(smiles)
-        if not any(n for s, n in left.items() if s >= 5):
+        if not any(n for s, n in left.items() if s >= min(5, family.largest)):
             break
     return [found[i] for i in rng.permutation(len(found))]
