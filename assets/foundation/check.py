@@ -140,7 +140,8 @@ def main() -> None:
     for sample in load([WORK / "valid.npz"]):
         if sample.temperature == 300:
             first.setdefault(sample.molecule, sample)
-    starts = list(first.values())[:MOLECULES]
+    spread = np.linspace(0, len(first) - 1, MOLECULES).astype(int)
+    starts = [list(first.values())[k] for k in spread]
     broken = run(potential, starts)
     kept = [n for n in broken if not also_breaks(starts[n])]
     print(
