@@ -21,8 +21,9 @@ elements pressed together. {epochs} epochs, {minutes} minutes ({machine}), seed 
 ## Errors
 
 Forces in meV/Å; energies in meV/atom: within molecules (each one's own mean removed) and absolute.
-Unseen molecules share no scaffold with those trained on. Strained or rare: rings of three or four,
-N-N, N-O, O-O and acetal bonds.
+Unseen: molecules of H, C, N and O drawn at random, and others with further elements, half of them
+chains, half of ring scaffolds that no molecule was trained on. Strained or rare: rings of three or
+four, N-N, N-O, O-O and acetal bonds, halogens on heteroatoms, bonds between P, S, Si and B.
 """
 EARLIER = (
     "They started from the weights of an earlier run: {frames:,} frames, {epochs} epochs, "
@@ -61,7 +62,7 @@ def card(potential: MacePotential, about: dict[str, Any]) -> str:
         cutoff=potential.cutoff, elements=elements,
         earlier=EARLIER.format(**training["earlier"]) if "earlier" in training else "", **training,
     )  # fmt: skip
-    lines = [f"# {about['title']}", *filled.splitlines(), *COLUMNS]
+    lines = [f"# {about['title']}", *filled.splitlines(), "", *COLUMNS]
     for where, table in about["errors"].items():
         for name, row in table.items():
             lines.append(f"| {where} | {name} | " + " | ".join(str(row[k]) for k in KEYS) + " |")

@@ -39,7 +39,7 @@ from core.training import Dataset, Loss
 from dataset import Sample, load
 from dataset import save as save_frames
 from gradients import Gradients, Shape, packed
-from molecules import NUMBERS, is_exotic
+from molecules import NUMBERS, is_exotic, scaffold
 from soap import Soap
 
 WORK = Path(__file__).resolve().parent / "work"
@@ -335,13 +335,21 @@ def errors(potential: MacePotential, frames: list[Sample]) -> dict[str, dict[str
 
 
 def by_class(potential: MacePotential, valid: list[Sample]) -> dict[str, dict]:
-    """Return the errors on the unseen molecules, those with strained or rare groups apart."""
-    smiles = {m["id"]: m["smiles"] for m in json.loads((WORK / "molecules.json").read_text())}
-    rare = [f for f in valid if is_exotic(smiles[f.molecule])]
-    common = [f for f in valid if not is_exotic(smiles[f.molecule])]
+    """Return the errors on parts of the unseen molecules.
+
+    Those with strained or rare groups apart, and those of ring scaffolds never trained on.
+    """
+    listed = {m["id"]: m for m in json.loads((WORK / "molecules.json").read_text())}
+    smiles = {f.molecule: listed[f.molecule]["smiles"] for f in valid}
+    by_scaffold = {k for k in smiles if listed[k]["family"] == "mixed" and scaffold(smiles[k])}
+    parts = {
+        "common molecules": [f for f in valid if not is_exotic(smiles[f.molecule])],
+        "with strained or rare groups": [f for f in valid if is_exotic(smiles[f.molecule])],
+        "of unseen ring scaffolds": [f for f in valid if f.molecule in by_scaffold],
+    }
     return {
         f"unseen, {len({f.molecule for f in part})} {name}": errors(potential, part)
-        for name, part in (("common molecules", common), ("with strained or rare groups", rare))
+        for name, part in parts.items()
     }
 
 

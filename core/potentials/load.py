@@ -24,7 +24,7 @@ def available() -> dict[str, str]:
 
     published = {f.name: f"MACE for {f.about}; {f.licence}" for f in foundations().values()}
     return {
-        "bundled": "MACE trained by Flywise on GFN1-xTB labels of small organic molecules",
+        "bundled": "MACE trained by Flywise on GFN1-xTB labels of molecules of eleven elements",
         "lennard-jones": "Lennard-Jones argon, for trying things out; lennard-jones:EPSILON:SIGMA "
         "(eV, Å) for another one",
         **published,

@@ -9,7 +9,7 @@ from core.structures import from_name
 
 
 def test_the_elements_of_a_model_are_read_from_its_configuration(tmp_path):
-    assert preflight.known_elements("bundled") == (1, 6, 7, 8)
+    assert preflight.known_elements("bundled") == (1, 5, 6, 7, 8, 9, 14, 15, 16, 17, 35)
     assert preflight.known_elements("lennard-jones:0.01:3.4") == (18,)
     (tmp_path / "model.safetensors").touch()
     (tmp_path / "config.json").write_text(json.dumps({"model": {"atomic_numbers": [14]}}))
