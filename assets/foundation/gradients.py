@@ -1,7 +1,7 @@
 """Loss and gradient of a batch, compiled for batches of one padded shape.
 
-On one core a compiled batch takes half the time of an uncompiled one, on a core for each process
-a quarter (two cores, 96 channels).
+On one core a compiled batch takes half the time of an uncompiled one; two processes with a core
+each see 2.3 times as many frames as one uncompiled with both (96 channels).
 """
 
 from __future__ import annotations
