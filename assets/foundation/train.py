@@ -49,6 +49,8 @@ CLIP, WARM_UP, AVERAGED = 10.0, 100, 0.999
 """Largest norm of a gradient, steps until the full learning rate, decay of averaged weights."""
 REPORTED_K = (300, 1200)
 """Temperatures of the unseen molecules whose errors the learning curve shows."""
+NEAREST, WALL_COPIES = 0.45, 4
+"""Length of the shortest pair of atoms trained on, Å; copies of such pairs for each process."""
 PART_S = 300.0
 """Seconds after which a checkpoint is written."""
 REPLAY, REPLAY_FORCE = 600, 15.0
@@ -154,9 +156,10 @@ def work(rank: int, arguments: argparse.Namespace, meeting: Path) -> None:
     )
     frames, valid = _frames(arguments)
     order = np.random.default_rng(arguments.seed).permutation(len(frames))
-    potential = _model(arguments, frames, write=rank == 0)
-    distributed.barrier()
-    data = Dataset(potential, label_set([frames[i] for i in order[rank :: share.processes]]))
+    potential = _model(arguments, frames)
+    mine = [frames[i] for i in order[rank :: share.processes]]
+    mine += WALL_COPIES * walls(potential, frames)
+    data = Dataset(potential, label_set(mine))
     tests = {
         t: Dataset(potential, label_set([f for f in valid if f.temperature == t][rank::4]))
         for t in REPORTED_K
@@ -174,18 +177,48 @@ def work(rank: int, arguments: argparse.Namespace, meeting: Path) -> None:
             training.save(arguments.checkpoint)
 
 
-def _model(arguments: argparse.Namespace, frames: list[Sample], *, write: bool) -> MacePotential:
+def _model(arguments: argparse.Namespace, frames: list[Sample]) -> MacePotential:
     """Return the model of the checkpoint or of `--start`, or a new one."""
-    path = arguments.checkpoint.with_suffix(".json")
-    if path.exists():
-        return MacePotential(json.loads(path.read_text()), name="bundled")
+    if arguments.checkpoint.exists():
+        state = torch.load(arguments.checkpoint, weights_only=True)
+        return MacePotential(state["config"], name="bundled")
     if arguments.start is not None:
-        potential = cast(MacePotential, load_potential(str(arguments.start)))
-    else:
-        potential = new_potential(frames, arguments.channels, arguments.cutoff, arguments.seed)
-    if write:
-        path.write_text(json.dumps(potential.config))
-    return potential
+        return cast(MacePotential, load_potential(str(arguments.start)))
+    return new_potential(frames, arguments.channels, arguments.cutoff, arguments.seed)
+
+
+def walls(potential: MacePotential, frames: list[Sample]) -> list[Sample]:
+    """Return pairs of atoms nearer than any that was labelled, pushed apart by nuclear repulsion.
+
+    There the force of the rest of the model is to stay what it is at the innermost label.
+    """
+    bare = potential.recipe().build()
+    bare.set_theta(torch.zeros(bare.n_parameters))
+    innermost: dict[tuple[int, ...], Sample] = {}
+    for f in (f for f in frames if f.molecule < 0 and len(f.numbers) == 2):
+        pair = tuple(sorted(int(z) for z in f.numbers))
+        if pair not in innermost or _length(f) < _length(innermost[pair]):
+            innermost[pair] = f
+    found = []
+    for label in innermost.values():
+        lengths = np.arange(NEAREST, _length(label) - 0.02, 0.05)
+        ends = [np.array([[0.0, 0.0, 0.0], [d, 0.0, 0.0]]) for d in (_length(label), *lengths)]
+        numbers = label.numbers.astype(int)
+        repelled = bare.predict([Structure(numbers, positions) for positions in ends])
+        assert repelled.forces is not None
+        pushes = np.array([forces[1, 0] for forces in repelled.forces])
+        along = (label.positions[1] - label.positions[0]) / _length(label)
+        rest = float(label.forces[1] @ along) - pushes[0]
+        energies = label.energy + repelled.energies - repelled.energies[0]
+        energies[1:] += rest * (_length(label) - lengths)
+        for positions, push, energy in zip(ends[1:], pushes[1:] + rest, energies[1:], strict=True):
+            forces = np.array([[-push, 0.0, 0.0], [push, 0.0, 0.0]])
+            found.append(Sample(label.numbers, positions, forces, float(energy), -1, "wall", 0.0))
+    return found
+
+
+def _length(pair: Sample) -> float:
+    return float(np.linalg.norm(pair.positions[1] - pair.positions[0]))
 
 
 class Training:
@@ -267,6 +300,7 @@ class Training:
     def save(self, path: Path) -> None:
         """Write a checkpoint, replacing `path` atomically."""
         state = {
+            "config": self._potential.config,
             "theta": self._potential.get_theta(),
             "average": self._average,
             "optimizer": self._soap.state(),
@@ -356,9 +390,8 @@ def by_class(potential: MacePotential, valid: list[Sample]) -> dict[str, dict]:
 def export(arguments: argparse.Namespace) -> None:
     """Write the averaged weights as a bundle with a model card."""
     frames, valid = _frames(arguments)
-    config = json.loads(arguments.checkpoint.with_suffix(".json").read_text())
-    potential = MacePotential(config, name="bundled")
     state = torch.load(arguments.checkpoint, weights_only=True)
+    potential = MacePotential(state["config"], name="bundled")
     potential.set_theta(state["average"])
     about = {
         "title": "Flywise bundled foundation model, version 1",
