@@ -142,12 +142,13 @@ def test_one_page_drives_and_a_forged_click_of_a_viewer_is_refused(watched_pages
     viewer = opened(watched_pages(), address)
     expect(viewer.locator(".who")).to_contain_text("page 1 drives")
     expect(button(viewer, "Start")).to_be_disabled()
-    viewer.evaluate(
-        """() => { for (const m of Bokeh.documents[0]._all_models.values())
-             if (m.data?.label === "Start") m.data.disabled = false; }"""
+    button(viewer, "Start").evaluate(
+        """async (start) => { for (const m of Bokeh.documents[0]._all_models.values())
+             if (m.data?.label === "Start") m.data.disabled = false;
+           for (let k = 0; k < 500 && start.disabled; k++)
+             await new Promise((done) => setTimeout(done, 5));
+           start.click(); }"""  # at once: the server disables it again
     )
-    expect(button(viewer, "Start")).to_be_enabled()
-    button(viewer, "Start").click()
     expect(viewer.get_by_text("This page watches and page 1 drives")).to_be_visible()
     with CampaignReader(directory) as reader:
         assert reader.commands_since(0) == [] and reader.state().phase == "ready"
