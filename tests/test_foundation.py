@@ -17,6 +17,7 @@ from core.training import Dataset, Loss
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "assets" / "foundation"))
 
+from choose import RIDGE, by_leverage
 from gradients import Gradients, Shape, packed
 from soap import Soap
 
@@ -116,3 +117,22 @@ def test_the_compiled_gradient_is_that_of_the_loss(potential: MacePotential, dat
         scale = max(float(g.abs().max()) for g in slopes)
         for g, wanted in zip(got, slopes, strict=True):
             assert float((g - wanted).abs().max()) < 1e-5 * scale
+
+
+def test_molecules_are_taken_by_how_little_is_known_about_their_atoms() -> None:
+    rng = np.random.default_rng(1)
+    usual = np.array([1, 1, 0.1, 0.1])
+    known = [usual * rng.normal(size=(5, 4)) for _ in range(20)]
+    new = np.array([[0.1, 0.0, 3.0, 0.0]])
+    pool = [*(usual * rng.normal(size=(3, 4)) for _ in range(8)), new, new + 1e-3]
+    taken, scores = by_leverage(known, pool, 99)
+    assert sorted(taken) == list(range(10)) and by_leverage(known, pool, 0) == ([], [])
+    assert {8, 9} == set(taken[:2]) and scores[1] < 0.6 * scores[0], "its twin is known by then"
+    seen = np.concatenate(known)
+    scale = np.sqrt((seen**2).mean(axis=0))
+    gram = (seen / scale).T @ (seen / scale) + RIDGE * len(seen) * np.eye(4)
+    for i, score in zip(taken, scores, strict=True):
+        rows = pool[i] / scale
+        by_hand = (rows @ np.linalg.inv(gram) * rows).sum(axis=1).mean()
+        assert score == pytest.approx(by_hand, rel=1e-9)
+        gram += rows.T @ rows

@@ -100,9 +100,8 @@ class Gradients:
     def _padded(self, example: Example) -> list[torch.Tensor]:
         graphs, shape = example.graphs, self._shape
         n, s = len(graphs.species), len(example.energies)
-        rank, width = places(graphs.receivers, n)
-        rank = rank - graphs.receivers * width
-        where = graphs.receivers * shape.width + rank
+        where, most = places(graphs.receivers, n)
+        where = where + graphs.receivers * (shape.width - most)
         positions = _filled(graphs.positions.detach(), shape.atoms)
         positions[-1, 0] = FAR
         one_hot = torch.eye(len(self._potential.elements))[graphs.species]

@@ -335,9 +335,12 @@ def make_side_files(out: Path, molecules: list[dict]) -> None:
 
 
 def chunk_jobs(out: Path, molecules: list[dict], rounds: int) -> list[Job]:
-    """The chunks still to be made; each round goes through all molecules with other draws."""
+    """The chunks still to be made, of all families in turn.
+
+    Each round goes through all molecules with other draws.
+    """
     jobs: list[Job] = []
-    for place, family in enumerate(FAMILIES):
+    for place, family in enumerate(dict.fromkeys(m["family"] for m in molecules)):
         train = [
             (m["id"], m["smiles"])
             for m in molecules
@@ -349,6 +352,7 @@ def chunk_jobs(out: Path, molecules: list[dict], rounds: int) -> list[Job]:
         jobs += [
             (f"{family}_{k:04d}", [SEED + place, k], part, out) for k, part in enumerate(parts)
         ]
+    jobs.sort(key=lambda job: job[1][1])
     return [job for job in jobs if not (out / f"{job[0]}.npz").exists()]
 
 

@@ -2,7 +2,7 @@
 
 Three families: the organic one of H, C, N and O, one in which each molecule has B, F, Si, P, S, Cl
 or Br as well, and one of few atoms of any kind, in which strained and rare groups are not thinned
-out.
+out. From a fourth, `choose.py` takes those that an earlier model knows least about.
 
 Two ways of growing: substituents put on cores, and random graphs built atom by atom. Molecules
 are compared by their skeleton (which atoms are bonded, with bond orders forgotten), so that
@@ -62,6 +62,7 @@ WANTED_MORE = {
     1: 40, 2: 160, 3: 600, 4: 1300, 5: 1700, 6: 1600, 7: 1200, 8: 800, 9: 450, 10: 200, 11: 100,
     12: 80,
 }  # fmt: skip
+WANTED_CANDIDATES = {3: 500, 4: 1400, 5: 2000, 6: 2000, 7: 1600, 8: 1000, 9: 500}
 UNSTABLE = tuple(
     Chem.MolFromSmarts(s)
     for s in (
@@ -339,6 +340,11 @@ FAMILIES = {
         ((), ()), (), (), any_atoms, WANTED_SMALL, 0.0, 1.0, largest=5, tested=0,
     ),
 }  # fmt: skip
+CANDIDATES = Family(
+    (words(CHAIN_CORES + MORE_CHAIN_CORES), words(RING_CORES + MORE_RING_CORES)),
+    words(SUBSTITUENTS + MORE_SUBSTITUENTS), (), mixed_atoms, WANTED_CANDIDATES, 0.6, 0.7,
+)  # fmt: skip
+"""Molecules of which `choose.py` takes those worth most."""
 
 
 def candidates(family: Family, rng: np.random.Generator) -> Iterator[str]:

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 
 from core.contracts import Compilation, Derivatives
+from core.potentials.invariant import places
 from core.structures import Structure
 
 if TYPE_CHECKING:
@@ -181,6 +182,8 @@ class Compiler:
             "energy": (found.energy, expected.energy, abs(interaction)),
             "forces": (found.forces, expected.forces, np.abs(expected.forces).max()),
         }
+        if expected.stress is not None:
+            compared["stress"] = (found.stress, expected.stress, np.abs(expected.stress).max())
         if plan.weights:
             gradient = expected.gradient[self.columns]
             compared["gradient"] = (found.gradient, gradient, gradient.abs().max())
@@ -204,12 +207,10 @@ def _seconds(step: Any) -> tuple[float, Derivatives]:
 def _arranged(graphs: GraphBatch, width: int) -> tuple[torch.Tensor, ...] | None:
     """Return senders (N·width,) and shifts (N·width, 3) with `width` edges for each atom."""
     n = len(graphs.species)
-    counts = torch.bincount(graphs.receivers, minlength=n)
-    if len(graphs.receivers) and int(counts.max()) > width:
+    place, most = places(graphs.receivers, n)
+    if most > width:
         return None
-    first = torch.cumsum(counts, 0) - counts
-    rank = torch.arange(len(graphs.receivers)) - first[graphs.receivers]
-    place = graphs.receivers * width + rank
+    place = place + graphs.receivers * (width - most)
     senders = torch.arange(n).repeat_interleave(width)
     shifts = torch.zeros(n * width, 3, dtype=graphs.shifts.dtype)
     shifts[:, 0] = FAR

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import combinations_with_replacement
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from core.potentials.base import GraphBatch
+if TYPE_CHECKING:
+    from core.potentials.base import GraphBatch
 
 _RANK_TOLERANCE = 1e-6
 
