@@ -7,6 +7,7 @@ M members of an ensemble, D features. Energies in eV, lengths in Å, time in fs,
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -112,7 +113,8 @@ class Potential(Protocol):
     """A differentiable interatomic potential whose weights can be read, set and sampled.
 
     The flat parameter vector `theta` has shape (P,), float32 or float64 as the potential.
-    Methods that take `theta=None` use the weights in force.
+    Methods that take `theta=None` use the weights in force. A potential may have several heads,
+    for levels of theory, with readouts and isolated atoms of their own; `head` is in use.
     """
 
     name: str
@@ -120,6 +122,13 @@ class Potential(Protocol):
     cutoff: float
     n_parameters: int
     dtype: torch.dtype
+    heads: tuple[str, ...]
+    head: str
+
+    @property
+    def isolated_energies(self) -> Array:
+        """(elements,) energies of the isolated atoms in the head in use, eV."""
+        ...
 
     def get_theta(self) -> torch.Tensor:
         """Return a *copy* of the flat parameter vector (P,)."""
@@ -131,6 +140,18 @@ class Potential(Protocol):
 
     def blocks(self) -> dict[str, slice]:
         """Return parameter name -> slice of `theta`, in order."""
+        ...
+
+    def parts(self) -> dict[str, str]:
+        """Return parameter name -> part: embedding, interaction, product or readout."""
+        ...
+
+    def matrices(self) -> dict[str, list[tuple[int, int, int]]]:
+        """Return parameter name -> matrices in the flattened tensor: (start, rows, columns)."""
+        ...
+
+    def using(self, head: str | None) -> AbstractContextManager[None]:
+        """Let `head` be the one that energies are given of, in a with statement."""
         ...
 
     def check(self, structure: Structure) -> None:

@@ -7,9 +7,10 @@ isolated atoms), so that single precision suffices; isolated atoms are added as 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -42,6 +43,7 @@ class GraphBatch:
         places: (E,) width · receiver + rank among its edges; found when needed if None.
         width: with `places`, the most edges an atom may receive.
         one_hot: (ΣN, elements), to be given where `species` is a variable of a compiled program.
+        head: of a potential with several, the one that gives the energies.
     """
 
     species: torch.Tensor
@@ -57,6 +59,7 @@ class GraphBatch:
     places: torch.Tensor | None = None
     width: int = 0
     one_hot: torch.Tensor | None = None
+    head: int = 0
 
     @property
     def n_structures(self) -> int:
@@ -98,6 +101,7 @@ class GraphBatch:
             n_atoms=self.n_atoms * times,
             isolated=np.tile(self.isolated, times),
             volumes=np.tile(self.volumes, times),
+            head=self.head,
         )
 
     @cached_property
@@ -116,10 +120,15 @@ class TorchPotential(ABC):
     """Numbers the model makes of each edge, in one layer."""
     compiler: Compiler | None = None
     """Makes compiled steps, where `compile` asked for them."""
+    heads: tuple[str, ...] = ("Default",)
+    """Levels of theory it gives energies of; they differ in readouts and isolated atoms."""
+    head: str = "Default"
+    """The one in use."""
 
     def __init__(self, module: torch.nn.Module, isolated: np.ndarray) -> None:
+        """Take a module, and the energies of isolated atoms, (elements,) or (heads, elements)."""
         self.module = module
-        self.isolated_energies = np.asarray(isolated, dtype=np.float64)
+        self._isolated = np.atleast_2d(np.asarray(isolated, dtype=np.float64))
         self._parameters = [p for p in module.parameters() if p.requires_grad]
         self.dtype = self._parameters[0].dtype
         self.n_parameters = sum(p.numel() for p in self._parameters)
@@ -141,9 +150,35 @@ class TorchPotential(ABC):
         """Return interaction energy (ΣN,) and invariant features (ΣN, D) of every atom."""
         return self.atomic(graphs, *self.geometry(graphs))
 
+    @property
+    def isolated_energies(self) -> np.ndarray:
+        """(elements,) energies of the isolated atoms in the head in use, eV."""
+        return self._isolated[self.heads.index(self.head)]
+
+    @contextlib.contextmanager
+    def using(self, head: str | None) -> Iterator[None]:
+        """Let `head` be the one in use in here; None for the one that is."""
+        before = self.head
+        if head is not None and head not in self.heads:
+            raise ModelError(f"There is no head {head!r}; the model has {', '.join(self.heads)}.")
+        self.head = head or before
+        try:
+            yield
+        finally:
+            self.head = before
+
     def parameters(self) -> list[torch.nn.Parameter]:
         """Trainable tensors in the order of `theta`."""
         return self._parameters
+
+    def parts(self) -> dict[str, str]:
+        """Return parameter name -> part: embedding, interaction, product or readout."""
+        return dict.fromkeys(self.blocks(), "interaction")
+
+    def matrices(self) -> dict[str, list[tuple[int, int, int]]]:
+        """Return parameter name -> matrices in the flattened tensor: (start, rows, columns)."""
+        shapes = {n: p.shape for n, p in self.module.named_parameters() if p.requires_grad}
+        return {n: [(0, *shape)] if len(shape) == 2 else [] for n, shape in shapes.items()}
 
     def blocks(self) -> dict[str, slice]:
         """Return parameter name -> slice of `theta`, in order."""
@@ -220,6 +255,7 @@ class TorchPotential(ABC):
             n_atoms=sizes,
             isolated=np.array([self.isolated_energy(s) for s in structures]),
             volumes=np.array([s.volume for s in structures]),
+            head=self.heads.index(self.head),
         )
 
     def energies(self, graphs: GraphBatch) -> tuple[torch.Tensor, torch.Tensor]:

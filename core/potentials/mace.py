@@ -51,6 +51,7 @@ INTERACTIONS = mace.modules.interaction_classes
 READOUTS = mace.modules.readout_classes
 GATES = mace.modules.gate_dict
 _IRREPS = ("hidden_irreps", "MLP_irreps", "edge_irreps")
+_PARTS = {"interactions": "interaction", "products": "product", "readouts": "readout"}
 
 
 def default_config(
@@ -128,12 +129,13 @@ class MacePotential(TorchPotential):
             raise ModelError("atomic_numbers of a bundle must ascend.")
         self.cutoff = float(config["r_max"])
         module = _build(config).to(dtype)
-        heads = list(config.get("heads") or ["Default"])
+        heads = self.heads = tuple(config.get("heads") or ("Default",))
         self.head = str(config.get("head", "Default" if "Default" in heads else heads[-1]))
         if self.head not in heads:
             raise ModelError(f"There is no head {self.head!r}; the model has {', '.join(heads)}.")
-        self._head = heads.index(self.head)
-        super().__init__(module, np.atleast_2d(config["atomic_energies"])[self._head])
+        super().__init__(module, np.broadcast_to(
+            np.atleast_2d(config["atomic_energies"]), (len(heads), len(self.elements))
+        ))  # fmt: skip
         self._invariant = InvariantLayers(module) if InvariantLayers.suits(module) else None
         self.edge_width = int(self.module.interactions[-1].conv_tp.weight_numel)  # type: ignore[index, union-attr]
         self._channels = o3.Irreps(config["hidden_irreps"]).count(o3.Irrep(0, 1))
@@ -159,7 +161,7 @@ class MacePotential(TorchPotential):
         module: Any = self.module
         harmonics, radial, *others = geometry
         atoms = torch.arange(len(graphs.species))
-        heads = torch.full_like(graphs.index, self._head)
+        heads = torch.full_like(graphs.index, graphs.head)
         energy = torch.zeros(len(atoms), dtype=self.dtype)
         if hasattr(module, "pair_repulsion"):
             energy = others.pop(0)
@@ -170,10 +172,71 @@ class MacePotential(TorchPotential):
         scalars = [layer[:, : self._channels] for layer in layers]
         for i, readout in enumerate(module.readouts):
             layer = layers[-1 if len(module.readouts) == 1 else i]
-            energy = energy + readout(layer, heads)[:, self._head]
+            energy = energy + readout(layer, heads)[:, graphs.head]
         if hasattr(module, "scale_shift"):
             energy = module.scale_shift(energy, heads)
         return energy, torch.cat(scalars, dim=-1)
+
+    def parts(self) -> dict[str, str]:
+        """Return parameter name -> part of the network."""
+        return {name: _PARTS.get(name.partition(".")[0], "embedding") for name in self.blocks()}
+
+    def matrices(self) -> dict[str, list[tuple[int, int, int]]]:
+        """Return parameter name -> matrices in the flattened tensor: (start, rows, columns).
+
+        Of linear maps those between channels, of contractions that of element and path to channel.
+        """
+        found = super().matrices()
+        for name, p in self.module.named_parameters():
+            owner = self.module.get_submodule(name.rpartition(".")[0])
+            if isinstance(owner, o3.Linear | o3.TensorProduct) and name.endswith(".weight"):
+                found[name], start = [], 0
+                for instruction in owner.instructions:
+                    *rows, columns = instruction.path_shape
+                    found[name].append((start, int(np.prod(rows)), columns))
+                    start += int(np.prod(rows)) * columns
+            elif p.ndim == 3:  # of a symmetric contraction: elements, paths, channels
+                found[name] = [(0, p.shape[0] * p.shape[1], p.shape[2])]
+        return found
+
+    def with_heads(self, heads: dict[str, np.ndarray]) -> MacePotential:
+        """Return a copy with other heads, each of which starts as a copy of the one in use.
+
+        Args:
+            heads: name -> energies of the isolated atoms, (elements,), eV; the last is in use.
+
+        Raises:
+            ModelError: its readouts are of a kind that is not known.
+        """
+        config = dict(self.config) | {
+            "heads": list(heads), "head": list(heads)[-1],
+            "atomic_energies": [np.asarray(e, float).tolist() for e in heads.values()],
+        }  # fmt: skip
+        for key in ("atomic_inter_scale", "atomic_inter_shift"):
+            if np.ndim(config.get(key, 0.0)):
+                of_head = np.ravel(config[key])
+                config[key] = float(of_head[self.heads.index(self.head) % len(of_head)])
+        if len(heads) == 1:
+            del config["heads"], config["head"]
+            config["atomic_energies"] = config["atomic_energies"][0]
+        else:
+            for key in ("atomic_inter_scale", "atomic_inter_shift"):
+                config[key] = [config.get(key, 0.0)] * len(heads)
+        made = MacePotential(config, name=self.name, dtype=self.dtype)
+        state = made.module.state_dict()
+        index, before, now = self.heads.index(self.head), len(self.heads), len(heads)
+        for name, tensor in self.module.state_dict().items():
+            if name.startswith("readouts."):
+                owner, _, kind = name.rpartition(".")
+                if kind == "weight" and max(before, now) > 1:
+                    name_of_map = owner.rpartition(".")[2]
+                    tensor = _of_heads(name_of_map, tensor, self._channels, index, before, now)
+                if tensor.shape == state[name].shape:
+                    state[name] = tensor
+            elif not name.startswith(("atomic_energies_fn.", "scale_shift.")):
+                state[name] = tensor
+        made.module.load_state_dict(state)
+        return made
 
     def recipe(self) -> Recipe:
         """Return what the same model, with any weights, can be built from elsewhere."""
@@ -223,6 +286,29 @@ class MacePotential(TorchPotential):
             feats = product(node_feats=feats, sc=skip, node_attrs=attrs)
             layers.append(feats)
         return layers
+
+
+def _of_heads(
+    kind: str, weight: torch.Tensor, channels: int, index: int, before: int, now: int
+) -> torch.Tensor:
+    """Return the weight of a readout's linear map for `now` heads, all as head `index` of `before`.
+
+    mace divides by the square root of the number of all inputs, those for other heads too.
+
+    Raises:
+        ModelError: it is not a map that is known.
+    """
+    if kind == "linear":  # (channels, heads)
+        own = weight.view(channels, before)[:, index, None]
+        return own.expand(-1, now).reshape(-1)
+    if kind == "linear_1":  # (channels, heads · hidden)
+        own = weight.view(channels, before, -1)[:, index, None]
+        return own.expand(-1, now, -1).reshape(-1)
+    if kind == "linear_2":  # (heads · hidden, heads)
+        own = weight.view(before, -1, before)[index, :, index]
+        every = torch.eye(now, dtype=weight.dtype)[:, None] * own[:, None]
+        return (every * (now / before) ** 0.5).reshape(-1)
+    raise ModelError(f"The model's readouts ({kind!r}) cannot be copied to further heads.")
 
 
 def scripted(potential: TorchPotential) -> torch.nn.Module:

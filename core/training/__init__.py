@@ -6,15 +6,20 @@ It knows potentials only through their contract.
 
 from core.training.data import Dataset, Example, batches
 from core.training.loss import Loss
-from core.training.trainer import Progress, Trainer, TrainerSettings, evaluate
+from core.training.moves import Blocks, LowRank
+from core.training.trainer import Progress, Task, Trainer, TrainerSettings, evaluate, mean_loss
 
 __all__ = [
+    "Blocks",
     "Dataset",
     "Example",
     "Loss",
+    "LowRank",
     "Progress",
+    "Task",
     "Trainer",
     "TrainerSettings",
     "batches",
     "evaluate",
+    "mean_loss",
 ]

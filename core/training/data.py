@@ -28,13 +28,18 @@ class Example:
 
 
 class Dataset:
-    """Labels with everything that does not change between epochs already computed."""
+    """Labels with everything that does not change between epochs already computed.
 
-    def __init__(self, potential: Potential, labels: LabelSet) -> None:
-        self._potential = potential
+    Args:
+        head: of the potential, whose level of theory the labels are of; by default the one in use.
+    """
+
+    def __init__(self, potential: Potential, labels: LabelSet, *, head: str | None = None) -> None:
+        self._potential, self._head = potential, head or potential.head
         self._structures = labels.structures
         self._forces = [torch.as_tensor(f, dtype=potential.dtype) for f in labels.forces]
-        isolated = np.array([potential.isolated_energy(s) for s in labels.structures])
+        with potential.using(self._head):
+            isolated = np.array([potential.isolated_energy(s) for s in labels.structures])
         targets = np.asarray(labels.energies, dtype=np.float64) - isolated
         self._energies = torch.as_tensor(targets, dtype=potential.dtype)
         self._edges = [potential.edges(s) for s in labels.structures]
@@ -53,8 +58,10 @@ class Dataset:
     def example(self, indices: Sequence[int]) -> Example:
         """Collate the examples `indices` into one batch."""
         structures = [self._structures[i] for i in indices]
+        with self._potential.using(self._head):
+            graphs = self._potential.collate(structures, [self._edges[i] for i in indices])
         return Example(
-            graphs=self._potential.collate(structures, [self._edges[i] for i in indices]),
+            graphs=graphs,
             energies=self._energies[list(indices)],
             forces=torch.cat([self._forces[i] for i in indices]),
             n_atoms=torch.tensor([len(s) for s in structures], dtype=self._potential.dtype),

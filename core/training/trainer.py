@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 from core.contracts import Potential
 from core.training.data import Dataset, batches
 from core.training.loss import Loss
+from core.training.moves import Blocks
 
 
 @dataclass(frozen=True)
@@ -24,8 +25,9 @@ class TrainerSettings:
     Attributes:
         ema: decay of the averaged weights; 0 switches averaging off.
         clip: largest gradient norm. final_rate: learning rate at the end, as a fraction of the
-            first (cosine). anchor: strength of the pull towards the weights at the start,
-            ½·anchor·|θ - θ₀|² added to the loss.
+            first (cosine).
+        patience: epochs without a better loss on the validation data after which training ends;
+            0 for never.
     """
 
     epochs: int = 100
@@ -34,26 +36,50 @@ class TrainerSettings:
     final_rate: float = 0.01
     ema: float = 0.99
     clip: float = 10.0
-    anchor: float = 0.0
     max_seconds: float = float("inf")
+    patience: int = 0
+
+
+@dataclass(frozen=True)
+class Task:
+    """Data beside the main ones that every step learns from too, such as a replay set.
+
+    Attributes:
+        weight: of its loss; that of the main data counts 1.
+    """
+
+    data: Dataset
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
 class Progress:
-    """One finished epoch. Errors are root mean squares: eV/atom and eV/Å."""
+    """One finished epoch. Errors are root mean squares: eV/atom and eV/Å.
+
+    Attributes:
+        loss: of the main data. validation: loss of the averaged weights on the validation data,
+            nan without. best: whether it is the lowest so far.
+    """
 
     epoch: int
     loss: float
     energy_rmse: float
     force_rmse: float
     seconds: float
+    validation: float = math.nan
+    best: bool = True
 
 
 class Trainer:
-    """Adam (AMSGrad) on a potential's weights.
+    """Adam (AMSGrad) on what of a potential moves.
 
     The schedule follows max(epoch / epochs, seconds / max_seconds), so that a run bounded by
     time also ends at its smallest learning rate.
+
+    Args:
+        data: the main data, of which an epoch is one pass. others: of each of them every step
+            takes a batch as well. validation: data never trained on; the weights with the lowest
+            loss on it are `result`. moves: what moves, by default all weights.
     """
 
     def __init__(
@@ -64,20 +90,23 @@ class Trainer:
         *,
         loss: Loss,
         rng: np.random.Generator,
+        others: Sequence[Task] = (),
+        validation: Dataset | None = None,
+        moves: Blocks | None = None,
     ) -> None:
         self.potential, self.data, self.settings, self.loss, self.rng = (
             potential, data, settings, loss, rng,
         )  # fmt: skip
-        self.optimizer = torch.optim.Adam(
-            potential.parameters(), lr=settings.learning_rate, amsgrad=True
-        )
-        self.start_theta = potential.get_theta()
+        self.others, self.validation = tuple(others), validation
+        self.moves = moves or Blocks(potential)
+        self.optimizer = torch.optim.Adam(self.moves.free, lr=settings.learning_rate, amsgrad=True)
         self.average = potential.get_theta()
+        self.best_theta, self.best, self.best_epoch = self.average, math.inf, 0
         self.epoch, self.steps, self.seconds = 0, 0, 0.0
 
     def epochs(self) -> Iterator[Progress]:
         """Train, yielding after each epoch; stop by not asking for the next."""
-        while self.epoch < self.settings.epochs and self.seconds < self.settings.max_seconds:
+        while not self.has_ended:
             began = time.perf_counter()
             sums = np.zeros(5)
             before = self.seconds
@@ -88,28 +117,47 @@ class Trainer:
                 if self.seconds >= self.settings.max_seconds:
                     break
             self.epoch += 1
+            validation = self._validate()
+            self.seconds = before + time.perf_counter() - began
             yield Progress(
                 epoch=self.epoch,
                 loss=sums[0] / sums[1],
                 energy_rmse=float(np.sqrt(sums[2] / sums[1])),
                 force_rmse=float(np.sqrt(sums[3] / sums[4])),
                 seconds=self.seconds,
+                validation=validation,
+                best=self.best_epoch == self.epoch,
             )
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether epochs, time or patience are used up."""
+        s = self.settings
+        waited = self.epoch - self.best_epoch
+        impatient = self.validation is not None and 0 < s.patience <= waited
+        return self.epoch >= s.epochs or self.seconds >= s.max_seconds or impatient
 
     def averaged_theta(self) -> torch.Tensor:
         """Return the averaged weights (P,), those in force if averaging is off."""
         return self.average.clone() if self.settings.ema else self.potential.get_theta()
 
+    def result(self) -> torch.Tensor:
+        """Return the averaged weights (P,), with validation data those best on them."""
+        return self.averaged_theta() if self.validation is None else self.best_theta.clone()
+
     def _step(self, indices: list[int]) -> np.ndarray:
         example = self.data.example(indices)
         self._set_rate()
-        self.optimizer.zero_grad()
         energy, forces = self.potential.energy_and_forces(example.graphs, create_graph=True)
         loss = self.loss(example, energy, forces)
-        loss.backward()
-        self._pull()
-        torch.nn.utils.clip_grad_norm_(self.potential.parameters(), self.settings.clip)
+        gradients = self._gradients(loss)
+        for task in self.others:
+            for total, more in zip(gradients, self._of_task(task), strict=True):
+                total.add_(more, alpha=task.weight)
+        self.moves.pull(gradients)
+        torch.nn.utils.clip_grad_norm_(self.moves.free, self.settings.clip)
         self.optimizer.step()
+        self.moves.write()
         self.steps += 1
         self._average()
         with torch.no_grad():
@@ -120,6 +168,18 @@ class Trainer:
             [float(loss.detach()) * n, n, squared_energy, squared_force, forces.numel()]
         )
 
+    def _gradients(self, loss: torch.Tensor) -> list[torch.Tensor]:
+        return list(
+            torch.autograd.grad(loss, self.moves.needed, allow_unused=True, materialize_grads=True)
+        )
+
+    def _of_task(self, task: Task) -> list[torch.Tensor]:
+        size = min(self.settings.batch_size, len(task.data))
+        drawn = self.rng.choice(len(task.data), size=size, replace=False).tolist()
+        example = task.data.example(drawn)
+        energy, forces = self.potential.energy_and_forces(example.graphs, create_graph=True)
+        return self._gradients(self.loss(example, energy, forces))
+
     def _set_rate(self) -> None:
         s = self.settings
         done = min(1.0, max(self.epoch / s.epochs, self.seconds / s.max_seconds))
@@ -127,29 +187,33 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = s.learning_rate * factor
 
-    def _pull(self) -> None:
-        if not self.settings.anchor:
-            return
-        start = 0
-        for p in self.potential.parameters():
-            if p.grad is not None:
-                centre = self.start_theta[start : start + p.numel()].view_as(p)
-                p.grad.add_(p.detach() - centre, alpha=self.settings.anchor)
-            start += p.numel()
-
     def _average(self) -> None:
         if self.settings.ema:
             decay = min(self.settings.ema, (1 + self.steps) / (10 + self.steps))
             self.average.lerp_(self.potential.get_theta(), 1 - decay)
+
+    def _validate(self) -> float:
+        """Return the loss of the averaged weights on the validation data, and keep the best."""
+        if self.validation is None:
+            self.best_epoch = self.epoch
+            return math.nan
+        current = self.potential.get_theta()
+        self.potential.set_theta(self.averaged_theta())
+        found = mean_loss(self.potential, self.validation, self.loss)
+        if found < self.best:
+            self.best, self.best_epoch, self.best_theta = found, self.epoch, self.averaged_theta()
+        self.potential.set_theta(current)
+        return found
 
     def save(self, path: Path) -> None:
         """Write a checkpoint that `load` continues from, replacing `path` atomically."""
         state: dict[str, Any] = {
             "theta": self.potential.get_theta(),
             "average": self.average,
-            "start": self.start_theta,
+            "free": self.moves.state(),
             "optimizer": self.optimizer.state_dict(),
             "counters": (self.epoch, self.steps, self.seconds),
+            "best": (self.best_theta, self.best, self.best_epoch),
             "rng": self.rng.bit_generator.state,
         }
         part = path.with_suffix(".part")
@@ -160,20 +224,29 @@ class Trainer:
         """Continue from a checkpoint written by `save`; only plain data is read from it."""
         state = torch.load(path, weights_only=True)
         self.potential.set_theta(state["theta"])
-        self.average, self.start_theta = state["average"], state["start"]
+        self.average = state["average"]
+        self.moves.restore(state["free"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.epoch, self.steps, self.seconds = state["counters"]
+        self.best_theta, self.best, self.best_epoch = state["best"]
         self.rng.bit_generator.state = state["rng"]
 
 
-def evaluate(
-    potential: Potential, data: Dataset, *, chunk: int = 64, stop: Callable[[], bool] | None = None
-) -> tuple[float, float]:
+def mean_loss(potential: Potential, data: Dataset, loss: Loss, *, chunk: int = 32) -> float:
+    """Return the loss of the weights in force, the mean over all of `data`."""
+    total = 0.0
+    for start in range(0, len(data), chunk):
+        indices = range(start, min(start + chunk, len(data)))
+        example = data.example(indices)
+        energy, forces = potential.energy_and_forces(example.graphs)
+        total += float(loss(example, energy.detach(), forces)) * len(indices)
+    return total / len(data)
+
+
+def evaluate(potential: Potential, data: Dataset, *, chunk: int = 64) -> tuple[float, float]:
     """Return RMSE of energy per atom (eV/atom) and of force components (eV/Å)."""
     sums = np.zeros(4)
     for start in range(0, len(data), chunk):
-        if stop is not None and stop():
-            break
         indices = list(range(start, min(start + chunk, len(data))))
         example = data.example(indices)
         energy, forces = potential.energy_and_forces(example.graphs)

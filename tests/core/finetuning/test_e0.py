@@ -1,22 +1,76 @@
+"""Energies of isolated atoms: exact where the labels fix them, honest where they do not."""
+
 import numpy as np
 import pytest
+from ase.build import molecule
 
-from core.finetuning.e0 import constant_offset
+from core.errors import InputError
+from core.finetuning import e0
+from core.structures import from_atoms
 
-
-def test_a_shift_between_two_levels_is_found():
-    offset = constant_offset(np.full(8, -20.7))
-    assert (offset.value, offset.variance) == (pytest.approx(-20.7), pytest.approx(0.0))
-
-
-def test_the_variance_is_that_of_the_mean(rng):
-    means = [constant_offset(rng.normal(3.0, 0.5, size=10)) for _ in range(2000)]
-    assert np.var([m.value for m in means]) == pytest.approx(0.025, rel=0.1)
-    assert np.mean([m.variance for m in means]) == pytest.approx(0.025, rel=0.1)
+ELEMENTS = (1, 6, 7, 8)
+TRUE = np.array([-0.5, 1.5, 2.0, -3.0])
+"""Shifts of H, C, N and O between two made-up levels of theory, eV."""
+OLD = e0.foundations(ELEMENTS, np.array([-13.0, -1000.0, -1400.0, -2000.0]))
 
 
-def test_one_label_fixes_the_constant_only():
-    assert constant_offset([1.5]).value == 1.5
-    assert constant_offset([1.5]).variance == np.inf
+def structures(*names):
+    return [from_atoms(molecule(name)) for name in names]
+
+
+def residuals(given, rng=None, noise=0.0):
+    exact = e0.count_elements(ELEMENTS, given) @ TRUE
+    return exact if rng is None else exact + noise * rng.standard_normal(len(given))
+
+
+def test_the_constant_is_the_mean_residual():
+    offset = e0.constant_offset([1.0, 3.0])
+    assert offset.value == 2.0 and offset.variance == pytest.approx(1.0)
+    assert e0.constant_offset([4.0]).variance == np.inf
     with pytest.raises(ValueError, match="at least one"):
-        constant_offset([])
+        e0.constant_offset([])
+
+
+def test_compositions_that_fix_every_element_give_every_shift(rng):
+    given = structures("CH4", "H2O", "NH3", "CH3OH", "HCN", "CO2", "C2H6", "N2H4")
+    found = e0.estimated(OLD, given, residuals(given, rng, 0.01))
+    assert found.rank == 4 and not found.is_deficient and found.undetermined == ()
+    assert np.allclose(found.shifts, TRUE, atol=0.05)
+    assert np.allclose(found.energies, OLD.energies + found.shifts)
+    assert found.before > 0.3 and found.after < 0.02 and not found.is_mismatched
+    assert all(found.covers(s) for s in structures("CH3CH2OH", "N2"))
+
+
+def test_one_composition_lines_up_and_says_what_it_cannot_know():
+    given = structures("CH3CH2OH") * 5
+    found = e0.estimated(OLD, given, residuals(given))
+    assert found.after < 1e-4, "the sum over the molecule is right"
+    assert found.rank == 1 and found.is_deficient and len(found.undetermined) == 2
+    assert not np.allclose(found.shifts[[0, 1, 3]], TRUE[[0, 1, 3]], atol=0.1)
+    assert found.shifts[2] == 0, "nitrogen is in no label"
+    assert found.covers(structures("CH3CH2OH")[0]) and found.covers(structures("CH3OCH3")[0])
+    assert not found.covers(structures("CH4")[0])
+
+
+def test_what_is_undetermined_is_said_in_elements_and_changes_no_label():
+    given = structures("H2O", "CH3OH")
+    found = e0.estimated(OLD, given, residuals(given))
+    assert found.undetermined == ("C + O - 0.5 H",)
+    along = np.array([-0.5, 1.0, 0.0, 1.0])
+    assert np.allclose(e0.count_elements(ELEMENTS, given) @ along, 0)
+
+
+def test_two_isomers_too_far_apart_are_a_mismatch():
+    given = structures("CH3CH2OH", "CH3OCH3")
+    found = e0.estimated(OLD, given, np.array([9.0, -9.0]))
+    assert found.is_mismatched and found.after == pytest.approx(1.0, rel=1e-3)
+
+
+def test_computed_atoms_are_taken_as_they_are():
+    given = structures("H2O")
+    atoms = {1: -13.5, 8: -2003.0}
+    found = e0.isolated(OLD, atoms, given, residuals(given))
+    assert found.energies.tolist() == [-13.5, -1000.0, -1400.0, -2003.0]
+    assert found.after == pytest.approx(0) and not found.is_deficient
+    with pytest.raises(InputError, match="missing for C"):
+        e0.isolated(OLD, atoms, structures("CH4"), np.zeros(1))
