@@ -163,9 +163,10 @@ def import_labels(
     """Take labels that were computed elsewhere for flagged frames."""
     from core import worker
     from core.campaign import exchange
+    from core.campaign.labels import Declared
     from core.campaign.reader import CampaignReader, Commander
 
-    declared = exchange.Declared(energy_unit, force_unit, level)
+    declared = Declared(energy_unit, force_unit, level)
     with CampaignReader(directory) as reader:
         offer = exchange.read_labels(reader, _contents(file), file.name, declared)
         commander = Commander(directory)
@@ -180,7 +181,7 @@ def import_labels(
 
 
 def _contents(file: Path) -> bytes:
-    from core.campaign.exchange import MAX_FILE_BYTES
+    from core.campaign.labels import MAX_FILE_BYTES
 
     if not file.is_file():
         raise InputError(f"There is no file {file}; give the path of an extended XYZ file.")

@@ -13,10 +13,10 @@ import panel_material_ui as pmui
 from app import wording
 from app.seat import Seat
 from app.state import CampaignState, Glance
-from core.campaign import exchange
+from core.campaign import exchange, labels
 from core.errors import FlywiseError
 
-MAX_UPLOAD_MB = exchange.MAX_FILE_BYTES >> 20
+MAX_UPLOAD_MB = labels.MAX_FILE_BYTES >> 20
 
 _CSS = """
 :host { display: grid !important; grid-template-columns: minmax(0, 1fr) auto minmax(150px, 240px);

@@ -16,18 +16,17 @@ from ase.geometry import find_mic
 from scipy.optimize import linear_sum_assignment
 
 from core.campaign import events as ev
-from core.campaign import extxyz
+from core.campaign import extxyz, labels
 from core.campaign.extxyz import XyzFrame
+from core.campaign.labels import Declared
 from core.campaign.reader import CampaignReader, Commander
 from core.campaign.state import IMPORTABLE, IN_FLIGHT, Query
 from core.campaign.store import Frame
 from core.contracts import Label
-from core.errors import InputError, LabelError, StructureError
+from core.errors import InputError, LabelError
 from core.reference.base import validate
 from core.structures import Structure
-from core.units import ENERGY_UNITS, FORCE_UNITS
 
-MAX_FILE_BYTES = 32 * 1024 * 1024
 GEOMETRY_TOLERANCE = 1e-4
 """Å that an atom may lie off its stored place: coordinates written with four decimals pass."""
 LARGEST_ENERGY_ERROR = 1.0
@@ -40,20 +39,6 @@ LISTED = 5
 """Frames whose trouble a refusal spells out."""
 
 Chosen = Literal["waiting", "flagged"]
-
-
-@dataclass(frozen=True)
-class Declared:
-    """What the person says of a file; where the file says it too, both must agree.
-
-    Attributes:
-        energy_unit, force_unit: keys of `core.units.ENERGY_UNITS` and `FORCE_UNITS`; eV and eV/Å
-            where neither says it. fingerprint: level of theory.
-    """
-
-    energy_unit: str | None = None
-    force_unit: str | None = None
-    fingerprint: str | None = None
 
 
 @dataclass(frozen=True)
@@ -118,7 +103,7 @@ def read_labels(
             says why for each of the first frames.
     """
     declared = declared or Declared()
-    frames = _parse(data, filename)
+    frames = labels.parse(data, filename)
     desk = _Desk(reader, declared)
     accepted: dict[int, Label] = {}
     troubles = []
@@ -144,28 +129,6 @@ def _refusal(filename: str, troubles: list[str], n: int) -> str:
     )
 
 
-def _parse(data: bytes, filename: str) -> list[XyzFrame]:
-    if Path(filename).suffix.lower() not in extxyz.SUFFIXES:
-        raise InputError(
-            f"{filename}: labels are read from extended XYZ ({', '.join(extxyz.SUFFIXES)})."
-        )
-    if len(data) > MAX_FILE_BYTES:
-        raise InputError(
-            f"{filename} is larger than {MAX_FILE_BYTES >> 20} MB; import it in parts."
-        )
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{filename} is not a text file; nothing in it was opened.") from error
-    try:
-        frames = list(extxyz.read(text))
-    except StructureError as error:
-        raise InputError(f"{filename} is not extended XYZ: {error}") from error
-    if not frames:
-        raise InputError(f"{filename} is empty; it must hold at least one label.")
-    return frames
-
-
 class _Desk:
     """Turns frames of a file into labels of one campaign, or says why not."""
 
@@ -185,7 +148,7 @@ class _Desk:
         query, frame = self._recognise(given)
         _check_status(query)
         structure = frame.of(self._reader.structure)
-        energy, forces = self._numbers(given)
+        energy, forces = labels.energy_and_forces(given, self._declared)
         fingerprint = self._level(given)
         stress = self._stress(given)
         label = validate(Label(structure, energy, forces, fingerprint, stress=stress))
@@ -226,59 +189,20 @@ class _Desk:
             )
         return self._queue[int(text[:12]) - 1]
 
-    def _numbers(self, given: XyzFrame) -> tuple[float, np.ndarray]:
-        """Return energy (eV) and forces (N, 3) (eV/Å)."""
-        energy, forces = (f"{_prefix(given)}{name}" for name in ("energy", "forces"))
-        if energy not in given.info:
-            raise InputError("it has no energy; add energy=... (eV) to its comment line")
-        if forces not in given.columns:
-            raise InputError(
-                f"it has no forces; add the columns {forces}:R:3 (eV/Å) to Properties and the atoms"
-            )
-        per_eV = self._unit(given, "energy_unit", ENERGY_UNITS)
-        per_eV_A = self._unit(given, "force_unit", FORCE_UNITS)
-        try:
-            value = float(given.info[energy])
-        except ValueError as error:
-            raise InputError(
-                f"its energy is {given.info[energy][:40]!r}, which is not a number"
-            ) from error
-        return value * per_eV, given.columns[forces] * per_eV_A
-
     def _stress(self, given: XyzFrame) -> np.ndarray | None:
         """Return the stress (3, 3), eV/Å³, of a campaign that has a tolerance on it."""
         if self._reader.settings.trust.stress_tolerance is None:
             return None
-        name = f"{_prefix(given)}stress"  # of one origin with energy and forces
-        try:
-            numbers = np.array([float(word) for word in given.info.get(name, "").split()])
-        except ValueError:
-            numbers = np.zeros(0)
-        if numbers.shape != (9,) or not np.isfinite(numbers).all():
+        found = labels.stress(given)
+        if found is None:
             raise InputError(
-                f"this campaign has a tolerance on stress; add {name} with its nine components "
-                "(eV/Å³, tension positive), as ASE writes them"
+                f"this campaign has a tolerance on stress; add {labels.prefix(given)}stress with "
+                "its nine components (eV/Å³, tension positive), as ASE writes them"
             )
-        return numbers.reshape(3, 3)
-
-    def _unit(self, given: XyzFrame, name: str, units: dict[str, float]) -> float:
-        unit = self._said(given, name) or next(iter(units))
-        if unit not in units:
-            raise InputError(f"{name}={unit[:20]!r} is not known; accepted: {', '.join(units)}")
-        return units[unit]
-
-    def _said(self, given: XyzFrame, name: str) -> str | None:
-        """Return what the file or the person says of `name`; both must agree."""
-        found, declared = given.info.get(name) or None, getattr(self._declared, name)
-        if found is not None and declared is not None and found != declared:
-            raise InputError(
-                f"it says {name}={found[:120]!r}, but {declared!r} was declared; correct the one "
-                "that is wrong"
-            )
-        return found or declared
+        return found
 
     def _level(self, given: XyzFrame) -> str:
-        found = self._said(given, "fingerprint")
+        found = labels.said(given, self._declared, "fingerprint")
         wanted = self._fingerprint
         if wanted is None:
             raise InputError(
@@ -390,11 +314,6 @@ def _distances(positions: np.ndarray) -> np.ndarray:
 
 
 # Against the model's own prediction
-
-
-def _prefix(given: XyzFrame) -> str:
-    """Return what stands before the names of the labels in a frame."""
-    return "REF_" if "REF_energy" in given.info or "REF_forces" in given.columns else ""
 
 
 def _check_against_model(label: Label, frame: Frame, query: Query) -> None:

@@ -73,7 +73,7 @@ class IsolatedEnergies:
     @property
     def present(self) -> np.ndarray:
         """(Z,) whether the labels hold the element."""
-        return self.counts.any(axis=0)
+        return np.any(self.counts, axis=0)
 
     @property
     def rank(self) -> int:
@@ -82,7 +82,7 @@ class IsolatedEnergies:
 
     @property
     def is_deficient(self) -> bool:
-        """Whether shifts of single elements are partly arbitrary: fewer compositions than elements."""
+        """Whether shifts of single elements are partly arbitrary, for want of compositions."""
         return self.how == "estimated" and self.rank < int(self.present.sum())
 
     @property
@@ -163,7 +163,7 @@ def isolated(
     counts = count_elements(foundation.elements, structures)
     lacking = [
         chemical_symbols[z]
-        for z, found in zip(foundation.elements, counts.any(axis=0), strict=True)
+        for z, found in zip(foundation.elements, np.any(counts, axis=0), strict=True)
         if found and z not in atoms
     ]
     if lacking:

@@ -12,8 +12,8 @@ from ase.stress import full_3x3_to_voigt_6_stress
 
 from core import worker
 from core.campaign import events as ev
-from core.campaign import exchange, store
-from core.campaign.exchange import Declared
+from core.campaign import exchange, labels, store
+from core.campaign.labels import Declared
 from core.campaign.reader import CampaignReader, Commander
 from core.campaign.runner import Runner
 from core.errors import InputError, LabelError
@@ -270,7 +270,7 @@ def test_a_file_that_is_no_extended_xyz_is_refused(reader, data, name, message):
 
 
 def test_a_large_file_is_refused_unread(reader, monkeypatch):
-    monkeypatch.setattr(exchange, "MAX_FILE_BYTES", 10)
+    monkeypatch.setattr(labels, "MAX_FILE_BYTES", 10)
     with pytest.raises(InputError, match="larger than"):
         exchange.read_labels(reader, b"x" * 11, "x.xyz")
 
