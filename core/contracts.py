@@ -154,6 +154,13 @@ class Potential(Protocol):
         """Let `head` be the one that energies are given of, in a with statement."""
         ...
 
+    def with_heads(self, heads: dict[str, Array]) -> Potential:
+        """Return a copy with other heads, name -> energies of the isolated atoms; the last in use.
+
+        Each starts as a copy of the one in use here.
+        """
+        ...
+
     def check(self, structure: Structure) -> None:
         """Raise `ModelError` naming the elements of `structure` the potential does not know."""
         ...

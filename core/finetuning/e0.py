@@ -125,6 +125,17 @@ def foundations(elements: Sequence[int], energies: np.ndarray) -> IsolatedEnergi
     )
 
 
+def kept(
+    foundation: IsolatedEnergies, structures: Sequence[Structure], residuals: np.ndarray
+) -> IsolatedEnergies:
+    """Return the foundation's energies, with the error labels show; arguments as `estimated`."""
+    counts = count_elements(foundation.elements, structures)
+    n_atoms = counts.sum(axis=1)
+    rows = counts / n_atoms[:, None]
+    unshifted = np.zeros(len(foundation.elements))
+    return _measured(foundation, "foundation", unshifted, counts, residuals / n_atoms, rows)
+
+
 def estimated(
     foundation: IsolatedEnergies, structures: Sequence[Structure], residuals: np.ndarray
 ) -> IsolatedEnergies:
@@ -215,3 +226,39 @@ def _combination(elements: Sequence[int], row: np.ndarray) -> str:
         sign = "-" if x < 0 else "+"
         words.append(f"{sign} {size}{chemical_symbols[z]}")
     return " ".join(words).removeprefix("+ ")
+
+
+def report(found: IsolatedEnergies) -> dict[str, object]:
+    """Return what a receipt says of the energies of isolated atoms, as plain JSON values."""
+    present = {
+        chemical_symbols[z]: {"energy_eV": float(energy), "shift_eV": float(shift)}
+        for z, energy, shift, there in zip(
+            found.elements, found.energies, found.shifts, found.present, strict=True
+        )
+        if there
+    }
+    return {
+        "how": found.how, "elements": present, "rank": found.rank,
+        "undetermined": list(found.undetermined),
+        "before_eV_per_atom": found.before, "after_eV_per_atom": found.after,
+    }  # fmt: skip
+
+
+def warnings(found: IsolatedEnergies) -> list[str]:
+    """Return what a person should know of these energies, in sentences."""
+    said = []
+    if found.is_mismatched:
+        said.append(
+            f"The energies still differ by {1e3 * found.after:.0f} meV/atom after the isolated "
+            f"atoms were {found.how} (before: {1e3 * found.before:.0f}); above "
+            f"{1e3 * MISMATCH_EV_PER_ATOM:.0f} the labels and the model do not mean the same "
+            "energy. Check the unit of the energies, and the isolated atoms' level of theory."
+        )
+    if found.is_deficient:
+        said.append(
+            f"The labels have {found.rank} independent composition"
+            f"{'s' if found.rank > 1 else ''} of {int(found.present.sum())} elements: total "
+            f"energies hold for these only ({'; '.join(found.undetermined)} undetermined). Energy "
+            "differences and forces hold for all."
+        )
+    return said

@@ -180,6 +180,14 @@ class TorchPotential(ABC):
         shapes = {n: p.shape for n, p in self.module.named_parameters() if p.requires_grad}
         return {n: [(0, *shape)] if len(shape) == 2 else [] for n, shape in shapes.items()}
 
+    def with_heads(self, heads: dict[str, np.ndarray]) -> TorchPotential:
+        """Return a copy with other heads; see `core.contracts.Potential`.
+
+        Raises:
+            ModelError: a potential of this kind has one head.
+        """
+        raise ModelError(f"The model '{self.name}' cannot be fine-tuned: it has no heads.")
+
     def blocks(self) -> dict[str, slice]:
         """Return parameter name -> slice of `theta`, in order."""
         named, start = {}, 0

@@ -212,16 +212,10 @@ class MacePotential(TorchPotential):
             "heads": list(heads), "head": list(heads)[-1],
             "atomic_energies": [np.asarray(e, float).tolist() for e in heads.values()],
         }  # fmt: skip
-        for key in ("atomic_inter_scale", "atomic_inter_shift"):
-            if np.ndim(config.get(key, 0.0)):
-                of_head = np.ravel(config[key])
-                config[key] = float(of_head[self.heads.index(self.head) % len(of_head)])
-        if len(heads) == 1:
-            del config["heads"], config["head"]
-            config["atomic_energies"] = config["atomic_energies"][0]
-        else:
-            for key in ("atomic_inter_scale", "atomic_inter_shift"):
-                config[key] = [config.get(key, 0.0)] * len(heads)
+        for key in {"atomic_inter_scale", "atomic_inter_shift"} & set(config):
+            of_head = np.broadcast_to(config[key], (len(self.heads),))
+            value = float(of_head[self.heads.index(self.head)])
+            config[key] = [value] * len(heads) if len(heads) > 1 else value
         made = MacePotential(config, name=self.name, dtype=self.dtype)
         state = made.module.state_dict()
         index, before, now = self.heads.index(self.head), len(self.heads), len(heads)

@@ -1,0 +1,135 @@
+"""The receipt of a fine-tuning: what moved and how far, errors before and after, what it took."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from core.contracts import LabelSet, Potential
+
+
+@dataclass(frozen=True)
+class Block:
+    """One tensor of weights before and after.
+
+    Attributes:
+        part: of the network. count: numbers in it. moved: |Δθ|, Euclidean; relative: to |θ| before.
+        before, after: hashes.
+    """
+
+    name: str
+    part: str
+    count: int
+    moved: float
+    relative: float
+    before: str
+    after: str
+
+    @property
+    def is_moved(self) -> bool:
+        """Whether any number changed."""
+        return self.before != self.after
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Errors on a set of labels: eV/atom and eV/Å.
+
+    Attributes:
+        energy: root mean square; energy_within: with the mean of each composition removed.
+        force: root mean square of components; force_mae: their mean absolute error.
+    """
+
+    frames: int
+    energy: float
+    energy_within: float
+    force: float
+    force_mae: float
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """See the module.
+
+    Attributes:
+        settings: strategy and hyperparameters. labels: how many, of which level, and how they were
+            split. isolated: report on the energies of isolated atoms. errors: name of a set ->
+            (before, after). curve: one entry an epoch.
+        notes: what the user should know.
+    """
+
+    settings: dict[str, Any]
+    labels: dict[str, Any]
+    isolated: dict[str, Any]
+    blocks: tuple[Block, ...]
+    errors: dict[str, tuple[Errors, Errors]]
+    curve: tuple[dict[str, float], ...]
+    seconds: float
+    weights_before: str
+    weights_after: str
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def moved(self) -> tuple[str, ...]:
+        """Names of the blocks of which any number changed."""
+        return tuple(b.name for b in self.blocks if b.is_moved)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return asdict(self)
+
+
+def errors(potential: Potential, labels: LabelSet) -> Errors:
+    """Return the errors of the weights and head in use."""
+    predicted = potential.predict(labels.structures)
+    assert predicted.forces is not None
+    sizes = np.array([len(s) for s in labels.structures])
+    energy = (predicted.energies - labels.energies) / sizes
+    force = np.concatenate(
+        [(p - f).ravel() for p, f in zip(predicted.forces, labels.forces, strict=True)]
+    )
+    return Errors(
+        frames=len(labels),
+        energy=_rms(energy),
+        energy_within=_rms(energy - _means([s.formula for s in labels.structures], energy)),
+        force=_rms(force),
+        force_mae=float(np.abs(force).mean()),
+    )
+
+
+def _rms(values: np.ndarray) -> float:
+    return float(np.sqrt((values**2).mean())) if values.size else math.nan
+
+
+def _means(groups: list[str], values: np.ndarray) -> np.ndarray:
+    """Return for each value the mean of its group."""
+    _, inverse = np.unique(groups, return_inverse=True)
+    return (np.bincount(inverse, values) / np.bincount(inverse))[inverse]
+
+
+def blocks(potential: Potential, before: torch.Tensor, after: torch.Tensor) -> tuple[Block, ...]:
+    """Return what became of each block of weights between two (P,)."""
+    parts = potential.parts()
+    return tuple(
+        Block(
+            name=name,
+            part=parts[name],
+            count=len(before[where]),
+            moved=float((after[where] - before[where]).norm()),
+            relative=float(
+                (after[where] - before[where]).norm() / before[where].norm().clamp(1e-12)
+            ),
+            before=_hash(before[where]),
+            after=_hash(after[where]),
+        )
+        for name, where in potential.blocks().items()
+    )
+
+
+def _hash(values: torch.Tensor) -> str:
+    return hashlib.sha256(values.numpy().tobytes()).hexdigest()[:16]
