@@ -268,6 +268,98 @@ def convert(
     _print(figures, as_json, [line])
 
 
+@cli.command()
+def finetune(
+    train: Annotated[Path, typer.Argument(metavar="TRAIN.extxyz", help="Labels to learn.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the bundle to be made.")],
+    model: Annotated[
+        str, typer.Option(help="Foundation model: its name, or a bundle.")
+    ] = "bundled",
+    strategy: Annotated[
+        str, typer.Option(help="What moves, and what is rehearsed; flywise strategies lists them.")
+    ] = "naive",
+    test: Annotated[Path | None, typer.Option(help="Labels never trained on.")] = None,
+    isolated: Annotated[
+        str, typer.Option(help="Isolated atoms: estimated, computed or foundation.")
+    ] = "estimated",
+    reference: Annotated[
+        str | None, typer.Option(help="Level of theory that computes isolated atoms.")
+    ] = None,
+    rehearsal: Annotated[
+        Path | None, typer.Option(help="Labelled frames of the foundation's pretraining.")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Gradient steps at most.")] = 2000,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of all random numbers.")] = 1,
+    dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
+    threads: Annotated[int, typer.Option(min=0, max=64, help="CPU threads; 0 for all.")] = 0,
+    energy_unit: Annotated[
+        str | None, typer.Option(help="Unit of the energies: eV, kcal/mol, Hartree, ...")
+    ] = None,
+    force_unit: Annotated[
+        str | None, typer.Option(help="Unit of the forces: eV/A, kcal/mol/A, Hartree/Bohr, ...")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Fine-tune a model on a file of labels, with a receipt. Ctrl-C keeps a checkpoint."""
+    from core.campaign.labels import Declared
+
+    for name, given, accepted in (
+        ("--isolated", isolated, ("estimated", "computed", "foundation")),
+        ("--dtype", dtype, ("float32", "float64")),
+    ):
+        if given not in accepted:
+            raise InputError(f"{name} is {given!r}; accepted: {', '.join(accepted)}.")
+    module = importlib.import_module("core.campaign.finetune")  # loads torch
+    if threads:
+        importlib.import_module("torch").set_num_threads(threads)
+    order = module.Order(
+        train, out, model, strategy, test, isolated, reference, rehearsal, dtype,
+        Declared(energy_unit, force_unit), module.TuningSettings(steps=steps, seed=seed),
+    )  # fmt: skip
+    told = _Epochs()
+    try:
+        receipt = module.finetune(order, told)
+    except KeyboardInterrupt:
+        raise FlywiseError(
+            f"Interrupted; a checkpoint is in {out}, and the same command goes on."
+        ) from None
+    figures = receipt.to_dict() | {"model": str(out)}
+    _print(
+        figures,
+        as_json,
+        [*importlib.import_module("core.finetuning.receipt").lines(receipt), f"model      {out}"],
+    )
+
+
+class _Epochs:
+    """Says now and then how a training goes."""
+
+    def __init__(self) -> None:
+        self._told = 0.0
+
+    def __call__(self, progress: Any, epochs: int) -> None:
+        if time.monotonic() < self._told + 2 and progress.epoch < epochs:
+            return
+        self._told = time.monotonic()
+        left = progress.seconds / progress.epoch * (epochs - progress.epoch)
+        validation = (
+            "" if math.isnan(progress.validation) else f"  unseen {progress.validation:.3g}"
+        )
+        _say(
+            f"epoch {progress.epoch:>5} of {epochs}  loss {progress.loss:.3g}{validation}  "
+            f"{1e3 * progress.energy_rmse:.1f} meV/atom  {1e3 * progress.force_rmse:.0f} meV/Å  "
+            f"{left:.0f} s left at most"
+        )
+
+
+@cli.command()
+def strategies(as_json: Json = False) -> None:
+    """List the ways to fine-tune."""
+    known = importlib.import_module("core.finetuning.strategies").STRATEGIES  # loads torch
+    listed = {name: s.about for name, s in known.items()}
+    _print({"strategies": listed}, as_json, [f"{name}: {about}" for name, about in listed.items()])
+
+
 @cli.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def bench(
     context: typer.Context, name: Annotated[str, typer.Argument(help="Name of a benchmark.")]

@@ -22,6 +22,10 @@ NOISE_EV_PER_ATOM = 0.02
 """What no shift explains, eV/atom."""
 MISMATCH_EV_PER_ATOM = 0.5
 """An error per atom left after the shifts that says the zero is wrong (arXiv 2606.12704)."""
+_HOW = {
+    "computed": "as computed", "estimated": "estimated from the labels",
+    "foundation": "as the foundation has them",
+}  # fmt: skip
 OUTSIDE = 1e-6
 """Share of a composition outside the space of those seen that counts as rounding."""
 
@@ -54,7 +58,7 @@ class IsolatedEnergies:
     """Energies of isolated atoms for one level of theory, and how well they are known.
 
     Attributes:
-        how: "isolated" (computed), "estimated" (from residuals) or "foundation".
+        how: "computed", "estimated" (from residuals) or "foundation" (kept).
         elements: (Z,) atomic numbers of the potential. energies: (Z,), eV.
         shifts: (Z,) energies minus the foundation's, eV.
         counts: (S, Z) atoms of each element in the labels they were estimated from; (0, Z) if not.
@@ -190,7 +194,7 @@ def isolated(
     )
     n_atoms = counts.sum(axis=1)
     return _measured(
-        foundation, "isolated", shifts, counts, residuals / n_atoms, counts / n_atoms[:, None]
+        foundation, "computed", shifts, counts, residuals / n_atoms, counts / n_atoms[:, None]
     )
 
 
@@ -249,10 +253,10 @@ def warnings(found: IsolatedEnergies) -> list[str]:
     said = []
     if found.is_mismatched:
         said.append(
-            f"The energies still differ by {1e3 * found.after:.0f} meV/atom after the isolated "
-            f"atoms were {found.how} (before: {1e3 * found.before:.0f}); above "
+            f"The energies still differ by {1e3 * found.after:.0f} meV/atom with isolated "
+            f"atoms {_HOW[found.how]} (with the foundation's: {1e3 * found.before:.0f}); above "
             f"{1e3 * MISMATCH_EV_PER_ATOM:.0f} the labels and the model do not mean the same "
-            "energy. Check the unit of the energies, and the isolated atoms' level of theory."
+            "energy. Check the unit of the energies; if it is right, have the atoms estimated."
         )
     if found.is_deficient:
         said.append(

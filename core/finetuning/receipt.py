@@ -133,3 +133,43 @@ def blocks(potential: Potential, before: torch.Tensor, after: torch.Tensor) -> t
 
 def _hash(values: torch.Tensor) -> str:
     return hashlib.sha256(values.numpy().tobytes()).hexdigest()[:16]
+
+
+def lines(receipt: Receipt) -> list[str]:
+    """Return the receipt for a terminal."""
+    said = receipt.labels
+    split = f"{said['trained']} trained on, {said['validation']} to validate with"
+    if said["rehearsed"]:
+        split += f", {said['rehearsed']} frames rehearsed"
+    shown = [
+        f"strategy   {receipt.settings['strategy']}, {len(receipt.curve)} epochs in "
+        f"{receipt.seconds:.0f} s",
+        f"labels     {split}",
+        _isolated_line(receipt.isolated),
+    ]
+    for part in dict.fromkeys(b.part for b in receipt.blocks):
+        of_part = [b for b in receipt.blocks if b.part == part]
+        moved = [b for b in of_part if b.is_moved]
+        farthest = max((b.relative for b in moved), default=0.0)
+        shown.append(
+            f"{part:<10} {len(moved)} of {len(of_part)} blocks moved, by {100 * farthest:.2g} % at "
+            "most"
+        )
+    shown.append("errors     RMSE before -> after; energies also without each composition's mean")
+    for name, (before, after) in receipt.errors.items():
+        shown.append(
+            f"  {name} ({before.frames}): {1e3 * before.energy:.1f} -> {1e3 * after.energy:.1f} "
+            f"({1e3 * before.energy_within:.1f} -> {1e3 * after.energy_within:.1f}) meV/atom, "
+            f"{1e3 * before.force:.0f} -> {1e3 * after.force:.0f} meV/Å"
+        )
+    shown.append(f"weights    {receipt.weights_before} -> {receipt.weights_after}")
+    return [*shown, *(f"note       {note}" for note in receipt.notes)]
+
+
+def _isolated_line(isolated: dict[str, Any]) -> str:
+    shifts = ", ".join(f"{k} {v['shift_eV']:+.3f}" for k, v in isolated["elements"].items())
+    return (
+        f"atoms      {isolated['how']} (shifts {shifts} eV): error "
+        f"{1e3 * isolated['before_eV_per_atom']:.1f} -> "
+        f"{1e3 * isolated['after_eV_per_atom']:.1f} meV/atom before training"
+    )

@@ -85,7 +85,6 @@ class Tuning:
         rng = np.random.default_rng(settings.seed)
         self._train, self._valid = split(labels, settings.validation, rng)
         self._rehearsed, self._probe = self._divided(pretraining, rng)
-        self._curve: list[dict[str, float]] = []
         torch.manual_seed(settings.seed)
         self.potential = self._prepared()
         self._before = self.potential.get_theta()
@@ -146,9 +145,7 @@ class Tuning:
 
     def epochs(self) -> Iterator[Progress]:
         """Train, yielding after each epoch; it may be left and gone on with at any of them."""
-        for progress in self.trainer.epochs():
-            self._curve.append({k: float(v) for k, v in asdict(progress).items() if k != "best"})
-            yield progress
+        return self.trainer.epochs()
 
     def save(self, path: Path) -> None:
         """Write a checkpoint, from which `load` of a tuning with the same arguments goes on."""
@@ -178,7 +175,7 @@ class Tuning:
             isolated=e0.report(self.isolated),
             blocks=blocks(self.potential, self._before, after),
             errors=self._errors(),
-            curve=tuple(self._curve),
+            curve=tuple(asdict(progress) for progress in self.trainer.history),
             seconds=self.trainer.seconds,
             weights_before=self.foundation.weights_hash(),
             weights_after=self.potential.weights_hash(),
@@ -207,7 +204,7 @@ class Tuning:
     def _notes(self) -> Iterator[str]:
         if self._valid is None:
             yield (
-                f"With {len(self._train)} labels none was set aside: the weights of the last step "
+                f"With {len(self._train)} label{'s' * (len(self._train) > 1)} none was set aside: the weights of the last step "
                 "were taken, and nothing here says how they do elsewhere."
             )
         yield from e0.warnings(self.isolated)

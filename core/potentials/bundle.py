@@ -9,13 +9,18 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors
 import safetensors.torch
 import torch
 
+from core.contracts import LabelSet
 from core.errors import ModelError, UnsafeFileError
+from core.structures import Structure
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "MODEL_CARD.md"
+REPLAY = "replay.npz"
+"""Labelled frames of what the model was trained on, where it brings some."""
 FORMAT = 1
 
 
@@ -43,6 +48,30 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise ModelError(f"The bundle {folder} is of another format than {FORMAT}.")
     return config, weights
+
+
+def replay(folder: Path) -> LabelSet | None:
+    """Return the frames a bundle brings for rehearsal, with total energies; None if it has none.
+
+    Raises:
+        ModelError: the file is damaged.
+    """
+    path = folder / REPLAY
+    if not path.is_file():
+        return None
+    try:
+        with np.load(path) as data:
+            given = {name: data[name] for name in ("numbers", "n_atoms", "positions", "forces")}
+            energies = data["energy"].astype(float)
+        parts = np.cumsum(given["n_atoms"].astype(int))[:-1]
+        numbers, positions, forces = (
+            np.split(given[name].astype(kind), parts)
+            for name, kind in (("numbers", int), ("positions", float), ("forces", float))
+        )
+        structures = tuple(Structure(z, r) for z, r in zip(numbers, positions, strict=True))
+    except (ValueError, KeyError, OSError) as error:
+        raise ModelError(f"{path} is damaged: {error}.") from error
+    return LabelSet(structures, energies, tuple(forces))
 
 
 def write(folder: Path, config: dict[str, Any], weights: dict[str, torch.Tensor]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,9 @@ class Trainer:
         data: the main data, of which an epoch is one pass. others: of each of them every step
             takes a batch as well. validation: data never trained on; the weights with the lowest
             loss on it are `result`. moves: what moves, by default all weights.
+
+    Attributes:
+        history: every finished epoch.
     """
 
     def __init__(
@@ -103,6 +106,7 @@ class Trainer:
         self.average = potential.get_theta()
         self.best_theta, self.best, self.best_epoch = self.average, math.inf, 0
         self.epoch, self.steps, self.seconds = 0, 0, 0.0
+        self.history: list[Progress] = []
 
     def epochs(self) -> Iterator[Progress]:
         """Train, yielding after each epoch; stop by not asking for the next."""
@@ -119,15 +123,17 @@ class Trainer:
             self.epoch += 1
             validation = self._validate()
             self.seconds = before + time.perf_counter() - began
-            yield Progress(
+            progress = Progress(
                 epoch=self.epoch,
-                loss=sums[0] / sums[1],
+                loss=float(sums[0] / sums[1]),
                 energy_rmse=float(np.sqrt(sums[2] / sums[1])),
                 force_rmse=float(np.sqrt(sums[3] / sums[4])),
                 seconds=self.seconds,
                 validation=validation,
                 best=self.best_epoch == self.epoch,
             )
+            self.history.append(progress)
+            yield progress
 
     @property
     def has_ended(self) -> bool:
@@ -215,6 +221,7 @@ class Trainer:
             "counters": (self.epoch, self.steps, self.seconds),
             "best": (self.best_theta, self.best, self.best_epoch),
             "rng": self.rng.bit_generator.state,
+            "history": [astuple(progress) for progress in self.history],
         }
         part = path.with_suffix(".part")
         torch.save(state, part)
@@ -230,6 +237,7 @@ class Trainer:
         self.epoch, self.steps, self.seconds = state["counters"]
         self.best_theta, self.best, self.best_epoch = state["best"]
         self.rng.bit_generator.state = state["rng"]
+        self.history = [Progress(*values) for values in state["history"]]
 
 
 def mean_loss(potential: Potential, data: Dataset, loss: Loss, *, chunk: int = 32) -> float:
