@@ -18,6 +18,9 @@ import torch
 if TYPE_CHECKING:
     from core.potentials.base import GraphBatch
 
+DECIMALS = 12
+"""Of the coefficients of a contraction."""
+
 _RANK_TOLERANCE = 1e-6
 
 
@@ -203,7 +206,8 @@ class _Contraction:
         kind = _Cartesian if len(paths[0]) <= 9 else _Monomials
         self._invariants: _Cartesian | _Monomials
         self._invariants, mixes = kind.spanning(paths, dtype)
-        self._mixes = tuple(mix.to(dtype) for mix in mixes)
+        # solved for, with rounding that varies from call to call: rounded to be the same always
+        self._mixes = tuple(mix.round(decimals=DECIMALS).to(dtype) for mix in mixes)
         self._source = source
 
     def __call__(self, basis: list[torch.Tensor], graphs: GraphBatch) -> torch.Tensor:

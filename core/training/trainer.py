@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -103,8 +104,8 @@ class Trainer:
         self.others, self.validation = tuple(others), validation
         self.moves = moves or Blocks(potential)
         self.optimizer = torch.optim.Adam(self.moves.free, lr=settings.learning_rate, amsgrad=True)
-        self.average = potential.get_theta()
-        self.best_theta, self.best, self.best_epoch = self.average, math.inf, 0
+        self.average = self.moves.state()
+        self.best_theta, self.best, self.best_epoch = potential.get_theta(), math.inf, 0
         self.epoch, self.steps, self.seconds = 0, 0, 0.0
         self.history: list[Progress] = []
 
@@ -144,8 +145,22 @@ class Trainer:
         return self.epoch >= s.epochs or self.seconds >= s.max_seconds or impatient
 
     def averaged_theta(self) -> torch.Tensor:
-        """Return the averaged weights (P,), those in force if averaging is off."""
-        return self.average.clone() if self.settings.ema else self.potential.get_theta()
+        """Return the weights (P,) of the averaged free parameters, or those in force without."""
+        if not self.settings.ema:
+            return self.potential.get_theta()
+        with self._averaged():
+            return self.potential.get_theta()
+
+    @contextlib.contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """Let the averaged free parameters be in force in here."""
+        current = self.moves.state()
+        if self.settings.ema:
+            self.moves.restore(self.average)
+        try:
+            yield
+        finally:
+            self.moves.restore(current)
 
     def result(self) -> torch.Tensor:
         """Return the averaged weights (P,), with validation data those best on them."""
@@ -196,19 +211,19 @@ class Trainer:
     def _average(self) -> None:
         if self.settings.ema:
             decay = min(self.settings.ema, (1 + self.steps) / (10 + self.steps))
-            self.average.lerp_(self.potential.get_theta(), 1 - decay)
+            for average, p in zip(self.average, self.moves.free, strict=True):
+                average.lerp_(p.detach(), 1 - decay)
 
     def _validate(self) -> float:
         """Return the loss of the averaged weights on the validation data, and keep the best."""
         if self.validation is None:
             self.best_epoch = self.epoch
             return math.nan
-        current = self.potential.get_theta()
-        self.potential.set_theta(self.averaged_theta())
-        found = mean_loss(self.potential, self.validation, self.loss)
-        if found < self.best:
-            self.best, self.best_epoch, self.best_theta = found, self.epoch, self.averaged_theta()
-        self.potential.set_theta(current)
+        with self._averaged():
+            found = mean_loss(self.potential, self.validation, self.loss)
+            if found < self.best:
+                self.best, self.best_epoch = found, self.epoch
+                self.best_theta = self.potential.get_theta()
         return found
 
     def save(self, path: Path) -> None:

@@ -1,54 +1,22 @@
-"""A small MACE, and labels of another one."""
+import sys
+from pathlib import Path
 
-import numpy as np
+sys.path.insert(0, str(Path(__file__).parent))
+
 import pytest
-import torch
-from ase.build import molecule
-
-from core.contracts import LabelSet
-from core.potentials.mace import MacePotential, default_config
-from core.structures import Structure, from_atoms
-
-
-def small_mace(seed: int) -> MacePotential:
-    """An untrained MACE of H, C, N and O in double precision."""
-    torch.manual_seed(seed)
-    isolated = np.array([-13.0, -1000.0, -1400.0, -2000.0])
-    config = default_config((1, 6, 7, 8), isolated, channels=8, max_ell=2)
-    return MacePotential(config, dtype=torch.float64)
-
-
-def frames(names, n: int, seed: int = 0) -> tuple[Structure, ...]:
-    """`n` distorted molecules, of `names` in turn."""
-    rng = np.random.default_rng(seed)
-    bases = [from_atoms(molecule(name)) for name in names]
-    return tuple(
-        Structure(b.numbers, b.positions + 0.05 * rng.standard_normal(b.positions.shape))
-        for b in (bases[k % len(bases)] for k in range(n))
-    )
-
-
-def labelled(potential, structures) -> LabelSet:
-    """Labels as a potential gives them."""
-    found = potential.predict(structures)
-    return LabelSet(tuple(structures), found.energies, found.forces)
+from sample_labels import frames, labelled, small_mace
 
 
 @pytest.fixture(scope="session")
-def foundation() -> MacePotential:
+def foundation():
     return small_mace(1)
 
 
 @pytest.fixture(scope="session")
-def teacher() -> MacePotential:
-    return small_mace(2)
+def labels():
+    return labelled(small_mace(2), frames(["CH3CH2OH"], 20))
 
 
 @pytest.fixture(scope="session")
-def labels(teacher) -> LabelSet:
-    return labelled(teacher, frames(["CH3CH2OH"], 20))
-
-
-@pytest.fixture(scope="session")
-def pretraining(foundation) -> LabelSet:
+def pretraining(foundation):
     return labelled(foundation, frames(["CH4", "H2O", "HCN", "NH3"], 40, seed=1))
