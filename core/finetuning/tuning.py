@@ -203,9 +203,10 @@ class Tuning:
 
     def _notes(self) -> Iterator[str]:
         if self._valid is None:
+            n = f"{len(self._train)} label" + "s" * (len(self._train) > 1)
             yield (
-                f"With {len(self._train)} label{'s' * (len(self._train) > 1)} none was set aside: the weights of the last step "
-                "were taken, and nothing here says how they do elsewhere."
+                f"With {n} none was set aside: the weights of the last step were taken, and "
+                "nothing here says how they do elsewhere."
             )
         yield from e0.warnings(self.isolated)
 
