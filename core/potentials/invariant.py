@@ -18,6 +18,9 @@ import torch
 if TYPE_CHECKING:
     from core.potentials.base import GraphBatch
 
+RESIDUAL, PLAIN = "RealAgnosticResidualInteractionBlock", "RealAgnosticInteractionBlock"
+"""Kinds of interactions: past the second the features skip, in the first messages are mixed again
+by a matrix of the receiver's element."""
 DECIMALS = 12
 """Of the coefficients of a contraction."""
 
@@ -42,9 +45,9 @@ class InvariantLayers:
     def suits(module: Any) -> bool:
         """Whether every layer of `module` is of the kind evaluated here."""
         return all(
-            type(interaction).__name__ == "RealAgnosticResidualInteractionBlock"
-            and interaction.skip_tp.irreps_out.lmax == 0
-            and interaction.skip_tp.irreps_in1.lmax == 0
+            type(interaction).__name__ in (RESIDUAL, PLAIN)
+            and interaction.linear_up.irreps_in.lmax == 0
+            and product.linear.irreps_out.lmax == 0
             and type(product).__name__ == "EquivariantProductBasisBlock"
             and not getattr(product, "use_agnostic_product", False)
             and product.symmetric_contractions.contractions[0].correlation == 3
@@ -52,11 +55,12 @@ class InvariantLayers:
         )
 
     @staticmethod
-    def element_shape(name: str, weight: torch.Tensor, n: int) -> tuple[int, int, int] | None:
+    def element_shape(
+        name: str, weight: torch.Tensor, n: int, channels: int
+    ) -> tuple[int, int, int] | None:
         """Return (a, n, b) of a weight whose entries each belong to one of n elements."""
         if "skip_tp" in name:
-            c = round((weight.numel() // n) ** 0.5)
-            return c, n, c
+            return weight.numel() // n // channels, n, channels
         if "node_embedding" in name or ".contractions." in name:
             return 1, n, weight.numel() // n
         return None
@@ -72,12 +76,40 @@ class InvariantLayers:
         slots = _Slots(graphs, harmonics)
         one_hot = torch.eye(self._n_elements, dtype=harmonics.dtype)
         table = self._embedding(one_hot)
+        elements = _Elements(graphs, self._n_elements)
         features, found = table, []
         for depth, layer in enumerate(self._layers):
-            up, skip = layer.entering(features, graphs, is_table=depth == 0)
-            features = layer(up, skip, graphs, slots, radial)
+            up = layer.entering(features, graphs, is_table=depth == 0)
+            skip = layer.skipping(features, elements, is_table=depth == 0)
+            features = layer(up, skip, graphs, slots, radial, elements)
             found.append(features)
         return found
+
+
+class _Elements:
+    """The atoms of each element."""
+
+    def __init__(self, graphs: GraphBatch, n_elements: int) -> None:
+        self.graphs, self._n = graphs, n_elements
+        if graphs.one_hot is None:
+            self._order = torch.argsort(graphs.species)
+            self._back = torch.argsort(self._order)
+            self._counts = torch.bincount(graphs.species, minlength=n_elements).tolist()
+
+    def mix(self, values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """Return (ΣN, …, out): `values` (ΣN, …, in) times the matrix of each atom's element.
+
+        Args:
+            weights: (in, elements, out).
+        """
+        if self.graphs.one_hot is not None:
+            every = values @ weights.reshape(len(weights), -1)
+            every = every.view(*values.shape[:-1], self._n, weights.shape[2])
+            shape = (len(values), *(1,) * (values.dim() - 2), self._n, 1)
+            return (every * self.graphs.one_hot.view(shape)).sum(-2)
+        groups = values.index_select(0, self._order).split(self._counts)
+        pairs = zip(groups, weights.unbind(1), strict=True)
+        return torch.cat([g @ w for g, w in pairs if len(g)]).index_select(0, self._back)
 
 
 class _Slots:
@@ -135,34 +167,40 @@ class _Layer:
 
     def entering(
         self, features: torch.Tensor, graphs: GraphBatch, *, is_table: bool
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the linearly mixed features and the residual of every atom, both (ΣN, C).
+    ) -> torch.Tensor:
+        """Return the linearly mixed features of every atom (ΣN, C).
 
         Before the first layer features depend on the element alone: `is_table`, (elements, C).
         """
-        tensor_product = self.interaction.skip_tp
-        n_in, n_elements, n_out = tensor_product.instructions[0].path_shape
-        weight = tensor_product.instructions[0].path_weight * tensor_product.weight
-        by_element = weight.view(n_in, n_elements, n_out)
         up = self.interaction.linear_up(features)
+        return graphs.by_element(up) if is_table else up
+
+    def skipping(
+        self, features: torch.Tensor, elements: _Elements, *, is_table: bool
+    ) -> torch.Tensor | None:
+        """Return the residual of every atom (ΣN, C), where the layer has one."""
+        if type(self.interaction).__name__ == PLAIN:
+            return None
+        (weights,) = self._of_elements()
         if is_table:
-            skip = torch.einsum("eu,uew->ew", features, by_element)
-            return graphs.by_element(up), graphs.by_element(skip)
-        if graphs.one_hot is not None:
-            every = (features @ by_element.reshape(n_in, -1)).view(-1, n_elements, n_out)
-            return up, (every * graphs.one_hot[:, :, None]).sum(1)
-        species = graphs.species
-        order = torch.argsort(species)
-        counts = torch.bincount(species, minlength=n_elements).tolist()
-        groups = zip(
-            features.index_select(0, order).split(counts), by_element.unbind(1), strict=True
-        )
-        skips = torch.cat([group @ weight for group, weight in groups if len(group)])
-        return up, skips.index_select(0, torch.argsort(order))
+            return elements.graphs.by_element(torch.einsum("eu,uew->ew", features, weights))
+        return elements.mix(features, weights)
+
+    def _of_elements(self) -> list[torch.Tensor]:
+        """Return the matrices of each element, (C, elements, C), for every degree they act on."""
+        product = self.interaction.skip_tp
+        shapes = [instruction.path_shape for instruction in product.instructions]
+        parts = product.weight.split([a * n * b for a, n, b in shapes])
+        return [  # a product with a scalar has the Wigner 3j symbol 1/√(2 degree + 1)
+            instruction.path_weight / (2 * degree + 1) ** 0.5 * part.view(shape)
+            for degree, (instruction, part, shape) in enumerate(
+                zip(product.instructions, parts, shapes, strict=True)
+            )
+        ]
 
     def __call__(
-        self, up: torch.Tensor, skip: torch.Tensor, graphs: GraphBatch,
-        slots: _Slots, radial: torch.Tensor,
+        self, up: torch.Tensor, skip: torch.Tensor | None, graphs: GraphBatch,
+        slots: _Slots, radial: torch.Tensor, elements: _Elements,
     ) -> torch.Tensor:  # fmt: skip
         """Return the layer's features (ΣN, C)."""
         linear = self.interaction.linear
@@ -181,7 +219,13 @@ class _Layer:
             messages = (hidden @ weight) * senders
             aggregated = slots.sum(messages) if degree == 0 else slots.sum_with(degree, messages)
             summed.append(aggregated @ (instruction.path_weight * mixing))
-        return self.product.linear(self.contraction(summed, graphs)) + skip
+        if skip is None:
+            summed = [
+                elements.mix(values, weights)
+                for values, weights in zip(summed, self._of_elements(), strict=True)
+            ]
+        left = self.product.linear(self.contraction(summed, graphs))
+        return left if skip is None else left + skip
 
 
 def _radial_network(network: Any, radial: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -248,7 +248,7 @@ class MacePotential(TorchPotential):
                 continue
             mask = np.ones(p.numel(), dtype=bool)
             if self._invariant is not None:
-                shape = InvariantLayers.element_shape(name, p, len(present))
+                shape = InvariantLayers.element_shape(name, p, len(present), self._channels)
                 if shape is not None:
                     mask = np.broadcast_to(present[:, None], shape).reshape(-1)
             masks.append(mask)

@@ -1,5 +1,7 @@
 """The quick evaluation of invariant MACE against mace's own layers."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -35,9 +37,13 @@ def everything(model, batch):
     return [energy, forces, features, *grads]
 
 
+PLAIN = "RealAgnosticInteractionBlock"
+
+
+@pytest.mark.parametrize("first", [PLAIN, "RealAgnosticResidualInteractionBlock"])
 @pytest.mark.parametrize("max_ell", [1, 2, 3])
-def test_energies_forces_features_and_weight_gradients_are_those_of_mace(rng, max_ell):
-    model = potential(max_ell)
+def test_energies_forces_features_and_weight_gradients_are_those_of_mace(rng, max_ell, first):
+    model = potential(max_ell, interaction_cls_first=first)
     batch = structures(rng)
     assert model._invariant is not None
     quick = everything(model, batch)
@@ -49,7 +55,7 @@ def test_energies_forces_features_and_weight_gradients_are_those_of_mace(rng, ma
 def test_models_of_another_make_are_left_to_mace():
     assert not InvariantLayers.suits(potential(hidden_irreps="6x0e+6x1o").module)
     assert not InvariantLayers.suits(potential(correlation=2).module)
-    other = {"interaction_cls": "RealAgnosticInteractionBlock"}
+    other = {"interaction_cls": "RealAgnosticDensityInteractionBlock"}
     assert not InvariantLayers.suits(potential(**other).module)
 
 
@@ -57,3 +63,25 @@ def test_equivariant_messages_still_predict(rng):
     model = potential(hidden_irreps="6x0e+6x1o")
     assert model._invariant is None
     assert np.abs(model.predict(structures(rng)[:1]).forces[0]).max() > 1e-4
+
+
+@pytest.mark.parametrize("first", [PLAIN, "RealAgnosticResidualInteractionBlock"])
+def test_weights_of_absent_elements_are_left_out_and_no_others(rng, first):
+    model = potential(interaction_cls_first=first)
+    water = Structure(np.array([8, 1, 1]), 1.3 * rng.standard_normal((3, 3)))
+    rows = model.rows(water).abs().amax(dim=0)
+    relevant = torch.zeros(model.n_parameters, dtype=torch.bool)
+    relevant[model.relevant(water.numbers)] = True
+    assert (rows[~relevant] == 0).all() and (~relevant).sum() > 0
+    of_elements = torch.cat(
+        [torch.full((w.stop - w.start,), "skip_tp" in n) for n, w in model.blocks().items()]
+    )
+    assert (rows[relevant & of_elements] > 0).all()
+
+
+@pytest.mark.parametrize("first", [PLAIN, "RealAgnosticResidualInteractionBlock"])
+def test_elements_given_one_hot_make_no_difference(rng, first):
+    model = potential(interaction_cls_first=first)
+    plain = model.graphs(structures(rng))
+    wide = replace(plain, one_hot=torch.eye(3, dtype=torch.float64)[plain.species])
+    torch.testing.assert_close(model.energies(plain)[0], model.energies(wide)[0])
