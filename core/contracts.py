@@ -154,6 +154,10 @@ class Potential(Protocol):
         """Let `head` be the one that energies are given of, in a with statement."""
         ...
 
+    def set_isolated(self, energies: Array) -> None:
+        """Put energies of the isolated atoms (elements,), eV, in force in the head in use."""
+        ...
+
     def with_heads(self, heads: dict[str, Array]) -> Potential:
         """Return a copy with other heads, name -> energies of the isolated atoms; the last in use.
 

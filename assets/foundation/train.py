@@ -394,7 +394,7 @@ def export(arguments: argparse.Namespace) -> None:
     potential = MacePotential(state["config"], name="bundled")
     potential.set_theta(state["average"])
     about = {
-        "title": "Flywise bundled foundation model, version 1",
+        "title": "Flywise bundled foundation model, version 2",
         "label_fingerprint": "GFN1-xTB (tblite)",
         "training": {
             "frames": len(frames),

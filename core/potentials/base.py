@@ -155,6 +155,11 @@ class TorchPotential(ABC):
         """(elements,) energies of the isolated atoms in the head in use, eV."""
         return self._isolated[self.heads.index(self.head)]
 
+    def set_isolated(self, energies: np.ndarray) -> None:
+        """Put energies of the isolated atoms (elements,), eV, in force in the head in use."""
+        self._isolated = self._isolated.copy()
+        self._isolated[self.heads.index(self.head)] = energies
+
     @contextlib.contextmanager
     def using(self, head: str | None) -> Iterator[None]:
         """Let `head` be the one in use in here; None for the one that is."""

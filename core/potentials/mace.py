@@ -199,6 +199,13 @@ class MacePotential(TorchPotential):
                 found[name] = [(0, p.shape[0] * p.shape[1], p.shape[2])]
         return found
 
+    def set_isolated(self, energies: np.ndarray) -> None:
+        """Put energies of the isolated atoms (elements,), eV, in force in the head in use."""
+        super().set_isolated(energies)
+        self.config["atomic_energies"] = self._isolated.tolist()
+        known: torch.Tensor = self.module.atomic_energies_fn.atomic_energies  # type: ignore[union-attr, assignment]
+        known.copy_(torch.as_tensor(self._isolated, dtype=known.dtype).view_as(known))
+
     def with_heads(self, heads: dict[str, np.ndarray]) -> MacePotential:
         """Return a copy with other heads, each of which starts as a copy of the one in use.
 

@@ -209,3 +209,22 @@ def test_validation_labels_are_never_trained_on(foundation, labels):
     trained = {s.positions.tobytes() for s in made._train.structures}
     unseen = {s.positions.tobytes() for s in made._valid.structures}
     assert len(trained) == 15 and len(unseen) == 5 and not trained & unseen
+
+
+def test_energies_of_isolated_atoms_follow_the_tuned_weights_if_they_were_estimated(
+    foundation, labels
+):
+    settings = replace(SHORT, steps=10, learning_rate=1e-2)
+    _, tuned, found = finished(foundation, labels, "naive", settings=settings)
+    after = found.errors["trained"][1]
+    assert after.energy == pytest.approx(after.energy_within, rel=0.05)
+    kept = Tuning(
+        foundation, labels, strategy("naive"), settings,
+        isolated=replace(isolated(foundation, labels), how="computed"),
+    )  # fmt: skip
+    list(kept.epochs())
+    given = kept.isolated.energies
+    potential, found = kept.finish()
+    assert (potential.isolated_energies == given).all()
+    assert found.errors["trained"][1].energy > 2 * after.energy
+    assert potential.config["atomic_energies"][0] == pytest.approx(given)

@@ -1,0 +1,334 @@
+"""The seven strategies beside mace_run_train on the same labels, threads and precision.
+
+    flywise bench finetune [--only WORD]
+
+Ethanol (rMD17, PBE) and 3BPA (trained at 300 K, tested at 300 to 1,200 K) from a SPICE model, and
+ethanol at GFN2-xTB from the bundled GFN1-xTB model. Both sides take the same training and
+validation frames, 40 epochs of batches of five, and the published hyperparameters; mace's wall time
+is that of its process, ours of the training, and both are scored by the same code on the same test
+frames. Cells are kept; delete one under `results/finetune` to measure it again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from bench_posterior import frames, labelled
+from common import cell, context, machine, table
+
+from core.campaign import extxyz
+from core.campaign.finetune import isolated_energies, label_set
+from core.campaign.labels import read
+from core.contracts import LabelSet
+from core.finetuning.receipt import errors
+from core.finetuning.strategies import STRATEGIES, strategy
+from core.finetuning.tuning import Tuning, TuningSettings, subset
+from core.potentials import bundle, load
+from core.potentials.convert import convert
+from core.potentials.mace import MacePotential
+from core.structures import Structure
+from core.units import KCAL_PER_MOL
+
+SHARED = Path(__file__).resolve().parents[3] / "shared"
+SPICE = SHARED / "models" / "mace-spice.model"
+THREADS, DTYPE, BATCH, EPOCHS, TESTS = 2, "float64", 5, 40, 200
+LABELS, SEEDS, CURVE = 50, (1, 2), (10, 20, 50, 100, 200, 500)
+CURVES = ("naive", "lora", "replay")
+PEER = {
+    "naive": {},
+    "freeze-products": {"freeze": 5},
+    "lora": {"lora": True, "lora_rank": strategy("lora").rank},
+    "replay": {"multiheads_finetuning": True},
+}
+"""Options of mace_run_train that make it do what a strategy does."""
+
+
+def ethanol(part: str) -> LabelSet:
+    """Return rMD17's ethanol, PBE/def2-SVP."""
+    with np.load(SHARED / "data" / "rmd17-ethanol" / f"{part}_01.npz") as data:
+        numbers, coords = data["nuclear_charges"].astype(int), data["coords"].astype(float)
+        energies, forces = data["energies"] * KCAL_PER_MOL, data["forces"] * KCAL_PER_MOL
+    return LabelSet(tuple(Structure(numbers, r) for r in coords), energies, tuple(forces))
+
+
+def three_bpa(part: str) -> LabelSet:
+    """Return 3BPA, wB97X/6-31G(d): the file at 300 K, or that at all temperatures."""
+    path = SHARED / "data" / "3bpa" / f"train_{part}.xyz"
+    return label_set(read(path.read_bytes(), path.name))
+
+
+def gfn2(part: str) -> LabelSet:
+    """Return ethanol at 300 K, GFN2-xTB, on runs of the bundled model."""
+    return labelled(frames(600 if part == "train" else TESTS, 11 if part == "train" else 12))
+
+
+SYSTEMS: dict[str, tuple[Any, Any, str]] = {
+    "ethanol": (lambda: ethanol("train"), lambda: ethanol("test"), "spice"),
+    "3bpa": (lambda: three_bpa("300K"), lambda: three_bpa("mixedT"), "spice"),
+    "gfn2": (lambda: gfn2("train"), lambda: gfn2("test"), "bundled"),
+}
+_data: dict[str, tuple[LabelSet, LabelSet]] = {}
+
+
+def data(system: str, n: int, seed: int) -> tuple[LabelSet, LabelSet]:
+    """Return n labels to train on, another draw for each seed, and the labels to test with."""
+    if system not in _data:
+        train, test = (make() for make in SYSTEMS[system][:2])
+        chosen = np.random.default_rng(0).permutation(len(test))[:TESTS]
+        _data[system] = train, subset(test, chosen)
+    train, test = _data[system]
+    return subset(train, np.random.default_rng(seed).permutation(len(train))[:n]), test
+
+
+def foundation(name: str, folder: Path) -> MacePotential:
+    """Return the foundation, a pickle converted into `folder` first."""
+    if name == "bundled":
+        return load("bundled", dtype=DTYPE)  # type: ignore[return-value]
+    if not (folder / "config.json").exists():
+        convert(SPICE, folder, consent=True)
+    return load(str(folder), dtype=DTYPE)  # type: ignore[return-value]
+
+
+def untrained(like: MacePotential, seed: int) -> MacePotential:
+    """Return a model of the same make with random weights."""
+    torch.manual_seed(seed)
+    return MacePotential(like.config, name="from scratch", dtype=like.dtype)
+
+
+def rehearsal(start: MacePotential, structures: tuple[Structure, ...]) -> LabelSet:
+    """Return frames of the bundled model's replay set, as `start` itself predicts them."""
+    known = set(start.elements)
+    usable = [s for s in structures if set(s.numbers) <= known]
+    found = start.predict(usable)
+    assert found.forces is not None
+    return LabelSet(tuple(usable), found.energies, found.forces)
+
+
+def ours(system: str, name: str, n: int, seed: int, folder: Path) -> dict[str, Any]:
+    """Fine-tune by a strategy, "naive" from random weights for "scratch"."""
+    train, test = data(system, n, seed)
+    source = SYSTEMS[system][2]
+    start = foundation(source, folder)
+    replayed = bundle.replay(Path(load_folder("bundled")))
+    assert replayed is not None
+    own = replayed if source == "bundled" and name != "pseudolabel-replay" else None
+    pretraining = own or rehearsal(start, replayed.structures)
+    if name == "scratch":
+        start = untrained(start, seed)
+    per_epoch = -(-round(0.9 * n) // BATCH)
+    settings = TuningSettings(
+        steps=EPOCHS * per_epoch, batch_size=BATCH, patience=10**9, seed=seed,
+        learning_rate=1e-2 if name == "scratch" else 0.0,
+    )  # fmt: skip
+    began = time.perf_counter()
+    tuning = Tuning(
+        start, train, strategy("naive" if name == "scratch" else name), settings,
+        isolated=isolated_energies(start, train, "estimated", None), pretraining=pretraining,
+    )  # fmt: skip
+    prepared = time.perf_counter() - began
+    curve = []
+    for progress in tuning.epochs():
+        if progress.epoch % 2 == 0 or progress.epoch == EPOCHS:
+            theta = tuning.potential.get_theta()
+            tuning.potential.set_theta(tuning.trainer.result())
+            found = errors(tuning.potential, test)
+            tuning.potential.set_theta(theta)
+            curve.append([prepared + progress.seconds, found.energy, found.force])
+    tuned, receipt = tuning.finish()
+    before = errors(tuning.start, test)
+    own_errors = receipt.errors["foundation's own"]
+    return {
+        "seconds": prepared + receipt.seconds, "curve": curve,
+        "test": vars(errors(tuned, test)), "untuned": vars(before),
+        "foundation_before": vars(own_errors[0]), "foundation_after": vars(own_errors[1]),
+    }  # fmt: skip
+
+
+def load_folder(name: str) -> str:
+    """Return where a model lies."""
+    from core.assets import model_folder
+
+    return str(model_folder(name))
+
+
+def write(path: Path, labels: LabelSet) -> None:
+    """Write labels as mace reads them."""
+    extxyz.save(
+        path,
+        (
+            extxyz.write(s, {"REF_energy": float(e)}, {"pos": s.positions, "REF_forces": f})
+            for s, e, f in zip(labels.structures, labels.energies, labels.forces, strict=True)
+        ),
+    )
+
+
+def theirs(system: str, name: str, n: int, seed: int, folder: Path) -> dict[str, Any]:
+    """Fine-tune by mace_run_train with the options that amount to a strategy."""
+    train, test = data(system, n, seed)
+    start = foundation(SYSTEMS[system][2], folder)
+    order = np.random.default_rng(seed).permutation(len(train))
+    n_valid = round(0.1 * n)
+    published = strategy(name).training
+    with tempfile.TemporaryDirectory() as work:
+        place = Path(work)
+        write(place / "train.xyz", subset(train, order[n_valid:]))
+        write(place / "valid.xyz", subset(train, order[:n_valid]))
+        options: dict[str, Any] = {
+            "name": "peer", "train_file": "train.xyz", "valid_file": "valid.xyz",
+            "foundation_model": SPICE, "multiheads_finetuning": False, "E0s": "estimated",
+            "lr": published.learning_rate, "ema_decay": published.ema,
+            "clip_grad": published.clip, "weight_decay": 0.0, "batch_size": BATCH,
+            "valid_batch_size": 10, "max_num_epochs": EPOCHS, "default_dtype": DTYPE,
+            "device": "cpu", "seed": seed, "energy_weight": 1.0, "forces_weight": 10.0,
+            "energy_key": "REF_energy", "forces_key": "REF_forces", "eval_interval": 1,
+            **PEER[name],
+        }  # fmt: skip
+        if name == "replay":
+            replayed = bundle.replay(Path(load_folder("bundled")))
+            assert replayed is not None
+            write(place / "replay.xyz", rehearsal(start, replayed.structures))
+            options |= {"pt_train_file": "replay.xyz", "force_mh_ft_lr": True}
+        words = [f"--{key}={value}" for key, value in options.items()]
+        run = [sys.executable, "-m", "mace.cli.run_train", *words, "--ema", "--amsgrad"]
+        environment = os.environ | {"OMP_NUM_THREADS": str(THREADS)}
+        began = time.perf_counter()
+        done = subprocess.run(run, cwd=place, env=environment, capture_output=True, text=True)
+        seconds = time.perf_counter() - began
+        made = place / "peer.model"
+        if done.returncode or not made.exists():
+            return {"failed": (done.stderr or done.stdout).strip()[-1500:]}
+        convert(made, place / "bundle", consent=True)
+        tuned = load(str(place / "bundle"), dtype=DTYPE)
+        if name == "replay":
+            tuned.head = next(h for h in tuned.heads if h != "pt_head")
+        return {"seconds": seconds, "test": vars(errors(tuned, test))}  # type: ignore[arg-type]
+
+
+def wanted() -> list[tuple[str, str, str, int, int]]:
+    """Return (who, system, strategy, labels, seed) of every cell, the important ones first."""
+    cells = []
+    for seed in SEEDS:
+        for system in SYSTEMS:
+            for name in [*STRATEGIES, "scratch"]:
+                if name in PEER and system != "gfn2":
+                    cells.append(("mace", system, name, LABELS, seed))
+                cells.append(("flywise", system, name, LABELS, seed))
+    for n in CURVE:
+        for system in ("ethanol", "3bpa"):
+            cells += [("flywise", system, name, n, 1) for name in CURVES if n != LABELS]
+    return cells
+
+
+def measured(who: str, system: str, name: str, n: int, seed: int, folder: Path) -> dict[str, Any]:
+    """Return one cell."""
+    run = ours if who == "flywise" else theirs
+    return run(system, name, n, seed, folder) | {"context": context(threads=THREADS, dtype=DTYPE)}
+
+
+def main() -> None:
+    """Measure what is not there yet, and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", default="", help="Cells whose name holds this word.")
+    parser.add_argument("--list", action="store_true", help="Print what is there, measure nothing.")
+    options = parser.parse_args()
+    torch.set_num_threads(THREADS)
+    found: dict[tuple[str, str, str, int, int], dict[str, Any]] = {}
+    with tempfile.TemporaryDirectory() as work:
+        for key in wanted():
+            name = "-".join(map(str, key))
+            there = (Path(__file__).parent / "results" / "finetune" / f"{name}.json").exists()
+            if (options.only in name and not options.list) or there:
+                folder = Path(work) / "spice"
+                found[key] = cell("finetune", name, lambda k=key, f=folder: measured(*k, f))
+                print(name, flush=True)
+    print(_strategies(found))
+    print(_peers(found))
+    print(_curves(found))
+    print(machine(context(threads=THREADS, dtype=DTYPE, epochs=EPOCHS, batch=BATCH)))
+
+
+def _mean(cells: list[dict[str, Any]], *path: str) -> float:
+    values = []
+    for c in cells:
+        value: Any = c
+        for key in path:
+            value = value[key]
+        values.append(value)
+    return float(np.mean(values))
+
+
+def _strategies(found: dict[Any, dict[str, Any]]) -> str:
+    rows = []
+    for system in SYSTEMS:
+        for name in [*STRATEGIES, "scratch"]:
+            cells = [c for k, c in found.items() if k[:4] == ("flywise", system, name, LABELS)]
+            if cells:
+                rows.append([
+                    system, name, len(cells), 1e3 * _mean(cells, "test", "energy"),
+                    1e3 * _mean(cells, "test", "force"),
+                    1e3 * _mean(cells, "foundation_after", "force"),
+                    1e3 * _mean(cells, "foundation_before", "force"), _mean(cells, "seconds"),
+                ])  # fmt: skip
+    columns = (
+        "system", "strategy", "seeds", "energy RMSE, meV/atom", "force RMSE, meV/Å",
+        "on the foundation's own frames, meV/Å", "before", "s",
+    )  # fmt: skip
+    return table(f"Strategies, {LABELS} labels", columns, rows)
+
+
+def _peers(found: dict[Any, dict[str, Any]]) -> str:
+    rows = []
+    for system in SYSTEMS:
+        for name in PEER:
+            for seed in SEEDS:
+                peer = found.get(("mace", system, name, LABELS, seed))
+                mine = found.get(("flywise", system, name, LABELS, seed))
+                if peer is None or mine is None:
+                    continue
+                if "failed" in peer:
+                    rows.append([system, name, seed, "failed", "", "", "", ""])
+                    continue
+                reached = [
+                    s for s, e, f in mine["curve"]
+                    if e <= peer["test"]["energy"] and f <= peer["test"]["force"]
+                ]  # fmt: skip
+                rows.append([
+                    system, name, seed, 1e3 * peer["test"]["force"], 1e3 * peer["test"]["energy"],
+                    mine["test"]["force"] / peer["test"]["force"],
+                    mine["test"]["energy"] / peer["test"]["energy"],
+                    mine["seconds"] / peer["seconds"],
+                    reached[0] / peer["seconds"] if reached else "not reached",
+                ])  # fmt: skip
+    columns = (
+        "system", "strategy", "seed", "mace: force RMSE, meV/Å", "energy RMSE, meV/atom",
+        "ours / mace: forces", "energy", "wall time", "time to mace's errors",
+    )  # fmt: skip
+    return table(f"Beside mace_run_train, {LABELS} labels", columns, rows)
+
+
+def _curves(found: dict[Any, dict[str, Any]]) -> str:
+    rows = []
+    for system in ("ethanol", "3bpa"):
+        for name in CURVES:
+            cells = [found.get(("flywise", system, name, n, 1)) for n in CURVE]
+            if any(cells):
+                shown = [
+                    f"{1e3 * c['test']['energy']:.2f} / {1e3 * c['test']['force']:.1f}" if c else ""
+                    for c in cells
+                ]
+                rows.append([system, name, *shown])
+    columns = ("system", "strategy", *(f"{n} labels" for n in CURVE))
+    return table("Learning curves: energy (meV/atom) / force (meV/Å) RMSE", columns, rows)
+
+
+if __name__ == "__main__":
+    main()
