@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
+import os
 import runpy
 import sys
 import time
@@ -303,15 +304,10 @@ def finetune(
     """Fine-tune a model on a file of labels, with a receipt. Ctrl-C keeps a checkpoint."""
     from core.campaign.labels import Declared
 
-    for name, given, accepted in (
-        ("--isolated", isolated, ("estimated", "computed", "foundation")),
-        ("--dtype", dtype, ("float32", "float64")),
-    ):
-        if given not in accepted:
-            raise InputError(f"{name} is {given!r}; accepted: {', '.join(accepted)}.")
+    _check_choice("--isolated", isolated, ("estimated", "computed", "foundation"))
+    _check_choice("--dtype", dtype, ("float32", "float64"))
+    _use_threads(threads)
     module = importlib.import_module("core.campaign.finetune")  # loads torch
-    if threads:
-        importlib.import_module("torch").set_num_threads(threads)
     order = module.Order(
         train, out, model, strategy, test, isolated, reference, rehearsal, dtype,
         Declared(energy_unit, force_unit), module.TuningSettings(steps=steps, seed=seed),
@@ -350,6 +346,59 @@ class _Epochs:
             f"{1e3 * progress.energy_rmse:.1f} meV/atom  {1e3 * progress.force_rmse:.0f} meV/Å  "
             f"{left:.0f} s left at most"
         )
+
+
+@cli.command()
+def evaluate(
+    models: Annotated[
+        list[str], typer.Argument(metavar="MODEL...", help="Names or bundles; the first is what "
+        "the others are compared with.")
+    ],
+    on: Annotated[Path, typer.Option("--on", help="Labels never trained on, extended XYZ.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Report to write, .html; figures beside it, .json.")
+    ] = None,
+    reference: Annotated[
+        str | None, typer.Option(help="Level of theory for frequencies and deep minima.")
+    ] = None,
+    pretraining: Annotated[
+        Path | None, typer.Option(help="Labelled frames of the foundation's own distribution.")
+    ] = None,
+    picoseconds: Annotated[
+        float, typer.Option(min=0.01, help="Of dynamics at each temperature.")
+    ] = 5.0,
+    trials: Annotated[int, typer.Option(min=1, help="Random starts of the search.")] = 20,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of all random numbers.")] = 1,
+    dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
+    threads: Annotated[int, typer.Option(min=0, max=64, help="CPU threads; 0 for all.")] = 0,
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """Test models on labels and on physics, side by side: which to deploy, and why."""
+    if out is not None and out.suffix != ".html":
+        raise InputError(f"--out is {out.name}; the report is HTML, give a name ending in .html.")
+    _check_choice("--dtype", dtype, ("float32", "float64"))
+    _use_threads(threads)
+    module = importlib.import_module("core.campaign.evaluate")  # loads torch
+    inquiry = module.Inquiry(
+        tuple(models), on, reference, pretraining, picoseconds, trials, seed, dtype
+    )
+    result = module.evaluate(inquiry, lambda name, f: _say(f"{name}: {f.said}"))
+    if out is not None:
+        from app.evaluation_report import write
+
+        write(result, out)
+    _print(result, as_json, module.lines(result))
+
+
+def _use_threads(n: int) -> None:
+    """Let torch use n threads (0 for all), and references one, which is quickest for molecules."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    importlib.import_module("torch").set_num_threads(n or os.cpu_count() or 1)
+
+
+def _check_choice(name: str, given: str, accepted: tuple[str, ...]) -> None:
+    if given not in accepted:
+        raise InputError(f"{name} is {given!r}; accepted: {', '.join(accepted)}.")
 
 
 @cli.command()
