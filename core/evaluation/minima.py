@@ -17,12 +17,14 @@ from core.errors import LabelError
 from core.evaluation.finding import Finding
 from core.structures import Structure
 
-FORCE, STEPS = 0.02, 400
+FORCE, STEPS = 0.005, 500
 """A minimum has no larger force, eV/Å; steps of a relaxation."""
 SHIFT = 0.01
 """Displacement for second derivatives, Å."""
 IMAGINARY_CM = -50.0
 """A frequency below this is a direction in which a minimum is none."""
+FLAT_CM = 2.0
+"""A frequency below this is no vibration but a part that has come off."""
 GOOD_CM, BAD_CM = 30.0, 120.0
 """Mean error of frequencies, cm⁻¹."""
 COLLAPSED = 0.6
@@ -118,6 +120,10 @@ def vibrations(
     imaginary = int((found < IMAGINARY_CM).sum())
     if imaginary:
         said = f"The relaxed structure is no minimum: {imaginary} imaginary vibrations."
+        return Finding("vibrations", "bad", said, figures), minimum, energy
+    flat = int((np.abs(found) < FLAT_CM).sum())
+    if flat:
+        said = f"Relaxed, the structure came apart: {flat} directions cost no energy."
         return Finding("vibrations", "bad", said, figures), minimum, energy
     if truth is None:
         said = f"{len(found)} real vibrations, up to {found.max():.0f} cm⁻¹; none to compare with."
