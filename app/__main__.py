@@ -96,6 +96,7 @@ _TOLD: dict[str, Any] = {
     ),
     "LabelFailed": lambda s, e: f"label failed: {e.failure}: {e.message}",
     "Updated": lambda s, e: f"learned {e.n_labels} labels in {e.seconds:.2f} s",
+    "RolledBack": lambda s, e: f"back at the weights of snapshot {e.to}",
     "UpdateRefused": lambda s, e: f"new weights refused: {e.reason}",
     "Broken": lambda s, e: f"rewound: {e.reason}",
     "WorkerFailed": lambda s, e: "failed",

@@ -227,6 +227,7 @@ _TOPIC_OF: dict[type[ev.Event], str] = {
     ev.LabelArrived: "labels",
     ev.LabelFailed: "problems",
     ev.Updated: "updates",
+    ev.RolledBack: "updates",
     ev.UpdateRefused: "problems",
     ev.Broken: "problems",
     ev.WorkerFailed: "problems",
@@ -344,6 +345,11 @@ _SENTENCES: dict[type[ev.Event], Callable[[Any, Names], str]] = {
     ),
     ev.BatchProposed: lambda e, frames: f"A batch of {frames(e.ids)} proposed.",
     ev.Updated: _updated,
+    ev.RollBack: lambda e, frames: f"Asked to go back to snapshot {e.snapshot}.",
+    ev.RolledBack: lambda e, frames: (
+        f"The weights of snapshot {e.to} are in force again, as snapshot {e.snapshot}; labels "
+        "learned since then are set aside."
+    ),
     ev.UpdateRefused: lambda e, frames: f"New weights were refused and rolled back: {e.reason}",
     ev.Rescored: lambda e, frames: (
         f"Judged {frames((e.query_id,))} again: "

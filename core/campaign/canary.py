@@ -6,6 +6,7 @@ of the weights they would replace.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,13 +54,28 @@ def probe(labels: LabelSet) -> LabelSet:
     )
 
 
-def errors(potential: Potential, labels: LabelSet) -> Errors:
-    """Return the errors of the weights in force on `labels`, a constant in the energy ignored."""
+@dataclass(frozen=True)
+class Residuals:
+    """Prediction minus label: energies (S,), eV, and forces, S of (N, 3), eV/Å."""
+
+    energies: np.ndarray
+    forces: tuple[np.ndarray, ...]
+
+    def errors(self, which: slice = slice(None)) -> Errors:
+        """Return the errors of some of the labels, a constant in the energy ignored."""
+        force = np.concatenate([np.zeros((0, 3)), *self.forces[which]])
+        energy = self.energies[which]
+        if not len(energy):
+            return Errors(math.nan, math.nan)
+        return Errors(float(energy.std()), float(np.sqrt((force**2).mean())))
+
+
+def residuals(potential: Potential, labels: LabelSet) -> Residuals:
+    """Return the residuals of the weights in force."""
     predicted = potential.predict(labels.structures)
     assert predicted.forces is not None
-    energy = predicted.energies - labels.energies
-    force = np.concatenate([p - f for p, f in zip(predicted.forces, labels.forces, strict=True)])
-    return Errors(float(energy.std()), float(np.sqrt((force**2).mean())))
+    forces = tuple(p - f for p, f in zip(predicted.forces, labels.forces, strict=True))
+    return Residuals(predicted.energies - labels.energies, forces)
 
 
 def check_errors(before: Errors, after: Errors, *, energy: float, force: float) -> None:

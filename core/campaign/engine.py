@@ -25,6 +25,8 @@ from core.assets import cache
 from core.calibration import Assessment
 from core.campaign import canary
 from core.campaign import events as ev
+from core.campaign.accounts import Accounts, joined
+from core.campaign.canary import Residuals
 from core.campaign.learner import (
     Labelled,
     Learner,
@@ -63,7 +65,7 @@ class Outcome:
     `judged_by` is the calibration in force when `scores` were taken, as JSON; None before trust.
     """
 
-    event: ev.Updated | ev.UpdateRefused
+    event: ev.Updated | ev.UpdateRefused | ev.RolledBack
     snapshot: Snapshot | None
     learned: tuple[int, ...]
     scores: tuple[Score, ...]
@@ -110,6 +112,7 @@ class Engine:
         )  # fmt: skip
         seed = settings.labelling.seed
         self.learner = Learner(self.potential, posterior, seed=seed)
+        self._accounts = Accounts(self.potential, settings.potential.model)
         self.knowledge = self.learner.begin()
         self.learner.activate(self.knowledge)
         self._periodic = settings.labelling.every > 0
@@ -317,19 +320,22 @@ class Engine:
         scored = frozenset(row.query_id for row in rows if row.z is not None)
         former = self.knowledge
         judged_by = self._calibration() if state.trusted else None
-        probes = canary.probe(label_set((*former.labels, *new), former.offset))
-        before = canary.errors(self.potential, probes)
+        old = canary.probe(label_set(former.labels, former.offset))
+        probes = joined(old, canary.probe(label_set(new, former.offset)))
+        before = canary.residuals(self.potential, probes)
+        theta = self.potential.get_theta()
         candidate: Update | None = None
         try:
             if state.trusted:
                 candidate = self.learner.update(former, new, scored)
             else:
                 candidate = self.learner.first_update(former, new)
-            self._canary(state, probes, before)
+            after = self._canary(state, probes, before)
         except (CanaryError, torch.linalg.LinAlgError) as error:
             outcome = self._refuse(state, candidate, str(error))
         else:
-            outcome = self._accept(candidate, tuple(lab.query_id for lab in new))
+            receipt = self._accounts.receipt(theta, before, after, n_old=len(old))
+            outcome = self._accept(candidate, tuple(lab.query_id for lab in new), receipt)
         return replace(outcome, judged_by=judged_by)
 
     def _labelled(self, row: LabelRow, frame: Frame) -> Labelled:
@@ -338,14 +344,18 @@ class Engine:
             row.stress if self._with_stress else None,
         )  # fmt: skip
 
-    def _canary(self, state: State, probes: LabelSet, before: canary.Errors) -> None:
+    def _canary(self, state: State, probes: LabelSet, before: Residuals) -> Residuals:
+        """Return the residuals of the new weights, which are in force, if they may stay so."""
         settings = state.settings
-        after = canary.errors(self.potential, probes)
-        canary.check_errors(before, after, energy=state.energy_tolerance, force=self._noise.force)
+        after = canary.residuals(self.potential, probes)
+        canary.check_errors(
+            before.errors(), after.errors(), energy=state.energy_tolerance, force=self._noise.force
+        )
         d = self.dynamics
         canary.check_dynamics(
             self.potential, d.structure, d.velocities, settings.dynamics, self.limits
         )
+        return after
 
     def _refuse(self, state: State, candidate: Update | None, reason: str) -> Outcome:
         former = self.knowledge
@@ -357,7 +367,9 @@ class Engine:
         event = ev.UpdateRefused(reason=reason, seconds=time.monotonic() - self._arrived)
         return Outcome(event, None, (), scores, self._calibration())
 
-    def _accept(self, candidate: Update, learned: tuple[int, ...]) -> Outcome:
+    def _accept(
+        self, candidate: Update, learned: tuple[int, ...], receipt: dict[str, Any]
+    ) -> Outcome:
         self.knowledge = candidate.knowledge
         self._watch()
         self.dynamics.refresh()
@@ -367,6 +379,7 @@ class Engine:
         self.learner.shrink(self.directory / _snapshot_path(number - WHOLE_SNAPSHOTS))
         weights = self.potential.weights_hash()
         info = {name: _plain(value) for name, value in candidate.info.items()}
+        info["receipt"] = receipt
         info["memory_MB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
         snapshot = Snapshot(
             id=number, at=time.time(), path=str(path), weights=weights,
@@ -408,6 +421,25 @@ class Engine:
                 f"{snapshot.weights}; the file was changed. Restore it from a copy."
             )
         self.dynamics.refresh()
+
+    def roll_back(
+        self, snapshot: Snapshot, rows: Sequence[LabelRow], frames: Sequence[Frame], number: int
+    ) -> Outcome:
+        """Put the weights of `snapshot`, learned from `rows`, in force as snapshot `number`."""
+        began = time.monotonic()
+        self.restore(snapshot, rows, frames, json.dumps(snapshot.calibration))
+        self.knowledge = replace(self.knowledge, snapshot=number)
+        path = _snapshot_path(number)
+        self.learner.save(self.knowledge, self.directory / path)
+        self.learner.shrink(self.directory / _snapshot_path(number - WHOLE_SNAPSHOTS))
+        again = replace(
+            snapshot, id=number, at=time.time(), path=str(path), info={"restored": snapshot.id}
+        )
+        event = ev.RolledBack(
+            snapshot=number, to=snapshot.id, weights=snapshot.weights,
+            seconds=time.monotonic() - began,
+        )  # fmt: skip
+        return Outcome(event, again, (), (), self._calibration())
 
     def rescore(self, state: State, query_id: int, structure: Structure) -> ev.Rescored:
         """Judge a waiting frame with the weights in force."""

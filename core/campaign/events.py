@@ -115,6 +115,13 @@ class ProposeBatch(Command):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RollBack(Command):
+    """Put an earlier snapshot in force; labels it had not learned are set aside."""
+
+    snapshot: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Undo(Command):
     """Take back the last decision, or the whole last batch."""
 
@@ -225,6 +232,16 @@ class Updated(Fact):
     weights: str
     seconds: float = 0.0
     info: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolledBack(Fact):
+    """The weights of snapshot `to` are in force again, as snapshot `snapshot`."""
+
+    snapshot: int
+    to: int
+    weights: str
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from core.campaign import events as ev
 from core.campaign.state import (
     IMPORTABLE,
     IN_FLIGHT,
-    LABELLED,
+    PAID,
     POOL_FACTOR,
     Decision,
     Query,
@@ -60,6 +60,13 @@ class UpdateModel:
 
 
 @dataclass(frozen=True)
+class RestoreSnapshot:
+    """Put the weights of an earlier snapshot in force."""
+
+    snapshot: int
+
+
+@dataclass(frozen=True)
 class Rewind:
     """Continue the dynamics from a stored frame; later frames no longer count.
 
@@ -91,7 +98,10 @@ class Reconfigure:
     """A live setting changed."""
 
 
-Request = SubmitLabels | CancelLabels | UpdateModel | Rewind | SelectBatch | Rescore | Reconfigure
+Request = (
+    SubmitLabels | CancelLabels | UpdateModel | RestoreSnapshot | Rewind | SelectBatch | Rescore
+    | Reconfigure
+)  # fmt: skip
 Step = tuple[State, tuple[Request, ...]]
 
 
@@ -119,7 +129,9 @@ def outstanding(state: State) -> tuple[Request, ...]:
     in_flight = state.ids(*IN_FLIGHT)
     if in_flight:
         requests.append(SubmitLabels(in_flight))
-    if state.updating:
+    if state.restoring is not None:
+        requests.append(RestoreSnapshot(state.restoring))
+    elif state.updating:
         requests.append(UpdateModel(first=not state.trusted))
     if state.proposing:
         requests.append(_selection(state))
@@ -177,7 +189,7 @@ def _approve_automatically(state: State, event: ev.Event) -> Step:
 
 
 def _budget(state: State) -> int:
-    spent = sum(q.status in (*IN_FLIGHT, *LABELLED) for q in state.queue)
+    spent = sum(q.status in PAID for q in state.queue)
     return state.settings.labelling.max_labels - spent
 
 
@@ -239,7 +251,7 @@ def _stop(state: State, event: ev.Stop) -> Step:
     state = state.with_queries(in_flight, status="waiting", decided_by=None, decided_at=None)
     state = replace(
         state, started=True, stopped=True, paused=None, stop_at=None,
-        updating=False, proposing=False, fresh=_untrained(state),
+        updating=False, restoring=None, proposing=False, fresh=_untrained(state),
     )  # fmt: skip
     return state, (CancelLabels(in_flight),) if in_flight else ()
 
@@ -298,8 +310,12 @@ def _skip(state: State, event: ev.Skip) -> Step:
 
 
 def _retry(state: State, event: ev.Retry) -> Step:
-    ids = _affordable(state, _with_status(state, event.ids, "failed", "skipped"))
-    return _decide(state, dict.fromkeys(ids, "approved"), event.who, event.at)
+    ids = _with_status(state, event.ids, "failed", "skipped", "withdrawn")
+    paid = tuple(i for i in ids if state.query(i).status == "withdrawn")
+    _affordable(state, tuple(i for i in ids if i not in paid))
+    statuses: dict[int, Status] = {i: "labelled" if i in paid else "approved" for i in ids}
+    state, requests = _decide(state, statuses, event.who, event.at)
+    return replace(state, fresh=state.fresh + len(paid)), requests
 
 
 def _import_labels(state: State, event: ev.ImportLabels) -> Step:
@@ -332,12 +348,24 @@ def _propose_batch(state: State, event: ev.ProposeBatch) -> Step:
     return state, (_selection(state),)
 
 
+def _roll_back(state: State, event: ev.RollBack) -> Step:
+    if state.updating:
+        raise CommandRefusedError("The model is learning; wait until it has.")
+    if not 1 <= event.snapshot <= len(state.learned):
+        there = f"1 to {len(state.learned)}" if state.learned else "none yet"
+        raise CommandRefusedError(f"There is no snapshot {event.snapshot}; there are {there}.")
+    if event.snapshot == state.snapshot:
+        raise CommandRefusedError(f"Snapshot {event.snapshot} is in force already.")
+    state = replace(state, updating=True, restoring=event.snapshot)
+    return state, (RestoreSnapshot(event.snapshot),)
+
+
 def _undo(state: State, event: ev.Undo) -> Step:
     if not state.history:
         raise CommandRefusedError("There is no decision to take back.")
     last = state.history[-1]
     now = {i: state.query(i).status for i, _ in last.before}
-    if state.updating or "trained" in now.values():
+    if state.updating or {"trained", "withdrawn"} & set(now.values()):
         raise CommandRefusedError("The last decision's label is in use already; it stands.")
     running = tuple(i for i, status in now.items() if status in IN_FLIGHT)
     for i, status in last.before:
@@ -366,7 +394,8 @@ def _worker_started(state: State, event: ev.WorkerStarted) -> Step:
 def _worker_failed(state: State, event: ev.WorkerFailed) -> Step:
     fresh = _untrained(state)
     text = event.traceback.strip() or "unknown error"
-    return replace(state, failure=text, updating=False, proposing=False, fresh=fresh), ()
+    state = replace(state, failure=text, updating=False, restoring=None, proposing=False)
+    return replace(state, fresh=fresh), ()
 
 
 def _step_compiled(state: State, event: ev.StepCompiled) -> Step:
@@ -446,12 +475,14 @@ def _batch_proposed(state: State, event: ev.BatchProposed) -> Step:
 def _updated(state: State, event: ev.Updated) -> Step:
     first = not state.trusted
     learned = state.ids("labelled")
+    before = state.learned[-1] if state.learned else ()
     state = state.with_queries(learned, status="trained")
     at_label = first or state.here[0] in {state.query(i).frame_id for i in learned}
     go_back = state.settings.labelling.resume_from == "last-trusted" and not first
     rewind = go_back and at_label and state.anchor[1] < state.step
     state = replace(
         state, updating=False, trusted=True, fresh=0, refusals=0, snapshot=event.snapshot,
+        learned=(*state.learned, (*before, *learned)),
         anchor=state.here if at_label and not rewind else state.anchor,
     )  # fmt: skip
     requests: list[Request] = []
@@ -461,6 +492,19 @@ def _updated(state: State, event: ev.Updated) -> Step:
         requests.append(Rewind(*state.anchor, fresh=False))
         state = replace(state, step=state.anchor[1], here=state.anchor)
     return state, tuple(requests)
+
+
+def _rolled_back(state: State, event: ev.RolledBack) -> Step:
+    kept = state.learned[event.to - 1]
+    withdrawn = tuple(i for i in state.ids("trained") if i not in kept)
+    state = state.with_queries(withdrawn, status="withdrawn")
+    state = state.with_queries(kept, status="trained")
+    state = replace(
+        state, updating=False, restoring=None, snapshot=event.snapshot, refusals=0,
+        learned=(*state.learned, kept),
+    )  # fmt: skip
+    waiting = state.ids("waiting")
+    return state, (Rescore(waiting),) if waiting else ()
 
 
 def _update_refused(state: State, event: ev.UpdateRefused) -> Step:
@@ -504,6 +548,7 @@ _HANDLERS: dict[type[ev.Event], Callable[[State, Any], Step]] = {
     ev.ImportLabels: _import_labels,
     ev.ApplyThreshold: _apply_threshold,
     ev.ProposeBatch: _propose_batch,
+    ev.RollBack: _roll_back,
     ev.Undo: _undo,
     ev.WorkerStarted: _worker_started,
     ev.WorkerFailed: _worker_failed,
@@ -516,6 +561,7 @@ _HANDLERS: dict[type[ev.Event], Callable[[State, Any], Step]] = {
     ev.LabelFailed: _label_failed,
     ev.BatchProposed: _batch_proposed,
     ev.Updated: _updated,
+    ev.RolledBack: _rolled_back,
     ev.UpdateRefused: _update_refused,
     ev.Rescored: _rescored,
 }

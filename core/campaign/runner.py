@@ -258,6 +258,21 @@ class Runner:
         requests = self._record_outcome(outcome)
         self._follow(requests)
 
+    def _roll_back(self, request: loop.RestoreSnapshot) -> None:
+        self._publish(force=True)
+        snapshots = {s.id: s for s in st.read_snapshots(self.store.connection)}
+        rows = self._learned(request.snapshot)
+        frames = [self._frame(row.frame_id) for row in rows]
+        outcome = self.engine.roll_back(
+            snapshots[request.snapshot], rows, frames, max(snapshots) + 1
+        )
+        self._follow(self._record_outcome(outcome))
+
+    def _learned(self, snapshot: int) -> list[st.LabelRow]:
+        """Return the labels a snapshot has learned, in that order."""
+        rows = {row.query_id: row for row in st.read_labels(self.store.connection)}
+        return [rows[i] for i in self.state.learned[snapshot - 1]]
+
     def _record_outcome(self, outcome: Outcome) -> tuple[loop.Request, ...]:
         with self.store.transaction():
             for score in outcome.scores:
@@ -280,9 +295,7 @@ class Runner:
         if self.state.snapshot == 0:
             return
         snapshot = st.read_snapshots(self.store.connection)[-1]
-        learned = sorted(
-            (row for row in rows if row.learned is not None), key=lambda r: (r.learned, r.query_id)
-        )
+        learned = self._learned(snapshot.id)
         frames = [self._frame(row.frame_id) for row in learned]
         calibration = st.read_meta(self.store.connection, "calibration")
         self.engine.restore(snapshot, learned, frames, calibration)
@@ -339,6 +352,7 @@ _CARRY_OUT: dict[type, Callable[[Runner, Any], None]] = {
     loop.SubmitLabels: Runner._submit,
     loop.CancelLabels: Runner._cancel,
     loop.UpdateModel: Runner._update,
+    loop.RestoreSnapshot: Runner._roll_back,
     loop.Rewind: Runner._rewind,
     loop.SelectBatch: Runner._select,
     loop.Rescore: Runner._rescore,

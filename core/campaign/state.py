@@ -16,10 +16,20 @@ PHASES: tuple[Phase, ...] = (
 )  # fmt: skip
 
 Status = Literal[
-    "waiting", "approved", "labelling", "labelled", "trained", "rejected", "skipped", "failed"
+    "waiting",
+    "approved",
+    "labelling",
+    "labelled",
+    "trained",
+    "rejected",
+    "skipped",
+    "failed",
+    "withdrawn",
 ]
 IN_FLIGHT = ("approved", "labelling")
 LABELLED = ("labelled", "trained")
+PAID = (*IN_FLIGHT, *LABELLED, "withdrawn")
+"""Statuses of frames whose label was computed, or is being; withdrawn ones are not learned from."""
 IMPORTABLE: tuple[Status, ...] = ("waiting", "rejected", "skipped", "failed")
 """Statuses of frames that may be given a label computed elsewhere."""
 
@@ -86,6 +96,8 @@ class State:
         trusted: the initial labels are in and the first update is done.
         proposal: ids of the batch a person is asked about. proposing: a selection is under way.
         fresh: labels that arrived since the last attempt to update.
+        learned: of every snapshot the queries it has learned, in that order.
+        restoring: snapshot that is being gone back to.
         anchor: (frame id, step) the dynamics rewind to. here: (frame id, step) of the last frame.
         broken_step, attempts: rewinds of the present segment.
     """
@@ -107,6 +119,8 @@ class State:
     history: tuple[Decision, ...] = ()
     fresh: int = 0
     snapshot: int = 0
+    learned: tuple[tuple[int, ...], ...] = ()
+    restoring: int | None = None
     updates_refused: int = 0
     refusals: int = 0
     failures: int = 0

@@ -7,8 +7,8 @@ from core.campaign.canary import (
     Errors,
     check_dynamics,
     check_errors,
-    errors,
     probe,
+    residuals,
 )
 from core.contracts import LabelSet
 from core.dynamics.triggers import Limits
@@ -52,7 +52,7 @@ def test_errors_ignore_a_constant_energy(cluster):
     potential = load("lennard-jones", dtype="float64")
     labels = labels_of(potential, cluster, 4)
     shifted = LabelSet(labels.structures, labels.energies + 7.0, labels.forces)
-    found = errors(potential, shifted)
+    found = residuals(potential, shifted).errors()
     assert found.energy == pytest.approx(0.0, abs=1e-9) and found.force == pytest.approx(0.0)
 
 

@@ -205,6 +205,65 @@ def test_an_import_is_taken_back_while_it_is_not_in_use(trusted):
     assert (query.status, query.by_hand, drive.state.fresh) == ("waiting", False, 0)
 
 
+def learned_three_times(trusted):
+    """A campaign that learned its first labels, then one and one more."""
+    drive = trusted()
+    for _ in range(2):
+        drive.check("energy")
+        drive.label(len(drive.state.queue))
+        drive.update()
+    assert drive.state.learned == ((1, 2, 3), (1, 2, 3, 4), (1, 2, 3, 4, 5))
+    return drive
+
+
+def test_going_back_sets_later_labels_aside_and_they_can_be_taken_in_again(trusted):
+    drive = learned_three_times(trusted)
+    state = drive(ev.RollBack(snapshot=1))
+    assert drive.requests == (loop.RestoreSnapshot(1),) and state.phase == "updating"
+    state = drive(ev.RolledBack(snapshot=4, to=1, weights="w"))
+    assert state.snapshot == 4 and state.learned[-1] == (1, 2, 3) and state.phase == "running"
+    assert state.ids("withdrawn") == (4, 5) and state.n_labels == 3
+    state = drive(ev.Retry(ids=(4,)))
+    assert not any(isinstance(r, loop.SubmitLabels) for r in drive.requests), "it is paid for"
+    assert drive.requests == (loop.UpdateModel(first=False),)
+    state = drive.update()
+    assert state.learned[-1] == (1, 2, 3, 4) and state.ids("withdrawn") == (5,)
+
+
+def test_going_back_can_itself_be_taken_back(trusted):
+    drive = learned_three_times(trusted)
+    drive(ev.RollBack(snapshot=2), ev.RolledBack(snapshot=4, to=2, weights="w"))
+    assert drive.state.ids("withdrawn") == (5,)
+    drive(ev.RollBack(snapshot=3), ev.RolledBack(snapshot=5, to=3, weights="w"))
+    assert drive.state.ids("withdrawn") == () and drive.state.learned[-1] == (1, 2, 3, 4, 5)
+
+
+def test_going_back_to_what_is_not_there_is_refused(trusted):
+    drive = learned_three_times(trusted)
+    for snapshot, why in ((0, "there are 1 to 3"), (4, "there are 1 to 3"), (3, "in force")):
+        with pytest.raises(loop.CommandRefusedError, match=why):
+            drive(ev.RollBack(snapshot=snapshot))
+    drive(ev.RollBack(snapshot=1))
+    with pytest.raises(loop.CommandRefusedError, match="is learning"):
+        drive(ev.RollBack(snapshot=2))
+
+
+def test_a_worker_that_takes_over_goes_on_going_back(trusted):
+    drive = learned_three_times(trusted)
+    drive(ev.RollBack(snapshot=1))
+    assert loop.outstanding(drive.state) == (loop.RestoreSnapshot(1),)
+    state = drive(ev.Stop())
+    assert state.restoring is None and loop.outstanding(state) == ()
+
+
+def test_withdrawn_labels_stay_paid_for(trusted):
+    drive = learned_three_times(trusted)
+    drive(ev.RollBack(snapshot=1), ev.RolledBack(snapshot=4, to=1, weights="w"))
+    drive(ev.ChangeSetting(path="labelling.max_labels", value=5))
+    state = drive.check("energy")
+    assert state.paused is not None and "All 5 labels" in state.paused
+
+
 def test_undo_stops_at_labels_in_use(trusted):
     drive = trusted("approve")
     drive.check("energy")
@@ -408,6 +467,7 @@ def random_event(draw, driver: Driver) -> ev.Event | None:
         ev.Start(), ev.Pause(), ev.Resume(), ev.StepBy(steps=draw(st.integers(1, 25))), ev.Stop(),
         ev.Undo(), ev.ProposeBatch(), ev.ApplyThreshold(probability=draw(st.floats(0, 1))),
         ev.Approve(ids=some), ev.Reject(ids=some), ev.Skip(ids=some), ev.Retry(ids=some),
+        ev.RollBack(snapshot=draw(st.integers(0, 5))),
         ev.ChangeSetting(
             path="labelling.mode", value=draw(st.sampled_from(["approve", "threshold", "batch"]))
         ),
@@ -416,7 +476,10 @@ def random_event(draw, driver: Driver) -> ev.Event | None:
     for i in state.ids("approved", "labelling"):
         worker += [ev.LabelsSubmitted(ids=(i,)), ev.LabelArrived(query_id=i)]
         worker.append(ev.LabelFailed(query_id=i, failure="timeout"))
-    if state.updating:
+    if state.restoring is not None:
+        back = ev.RolledBack(snapshot=len(state.learned) + 1, to=state.restoring, weights="w")
+        worker += [back] * 3
+    elif state.updating:
         worker += [ev.Updated(snapshot=state.snapshot + 1, n_labels=state.n_labels, weights="w")]
         worker += [ev.UpdateRefused(reason="drift")]
     if state.proposing:
@@ -464,9 +527,12 @@ def check_invariants(before: State, event: ev.Event, driver: Driver, trained: di
     assert after.phase in PHASES
     assert [q.id for q in after.queue] == list(range(1, len(after.queue) + 1))
     assert len({q.frame_id for q in after.queue}) == len(after.queue)
-    assert all(after.query(i).status == "trained" for i in trained)
+    assert all(after.query(i).status in ("trained", "withdrawn", "labelled") for i in trained)
     trained.update(dict.fromkeys(after.ids("trained")))
-    spent = after.ids("approved", "labelling", "labelled", "trained")
+    if after.learned:
+        assert set(after.learned[-1]) == set(after.ids("trained"))
+        assert len(set(after.learned[-1])) == len(after.learned[-1])
+    spent = after.ids("approved", "labelling", "labelled", "trained", "withdrawn")
     assert len(spent) <= 12
     submitted = {i for r in driver.requests if isinstance(r, loop.SubmitLabels) for i in r.ids}
     assert submitted <= set(after.ids("approved", "labelling"))

@@ -252,3 +252,47 @@ def test_labels_that_fail_are_states(prepared):
     assert state.phase == "paused" and "failed in a row" in state.paused
     failed = [q for q in state.queue if q.status == "skipped"]
     assert len(failed) == 3 and all(q.failure.startswith("timeout") for q in failed)
+
+
+def test_each_update_leaves_a_receipt(strict):
+    with CampaignReader(strict) as reader:
+        receipts = [snapshot.info["receipt"] for snapshot in reader.snapshots()]
+    first, second = receipts[:2]
+    assert set(first["errors"]) == {"new"} and set(second["errors"]) == {"old", "new"}
+    before, after = first["errors"]["new"]["force"]
+    assert after < 0.5 * before
+    (moved,) = first["moved"].values()
+    assert moved["moved"] == moved["blocks"] == 2 and 0 < moved["step"] < 1
+    assert moved["step"] == pytest.approx(moved["since_foundation"])
+    assert first["forgotten"] is None and first["probes"] == 0
+
+
+def test_going_back_puts_earlier_weights_in_force_and_the_campaign_goes_on(prepared):
+    directory = prepared(labelling__every=20, dynamics__steps=120)
+    runner = Runner(directory)
+    runner.open()
+    runner.apply(ev.Start())
+    runner.run(lambda state: state.snapshot >= 3)
+    runner.apply(ev.RollBack(snapshot=1))
+    state = runner.state
+    first, *_, last = store.read_snapshots(runner.store.connection)
+    assert state.snapshot == last.id == 4 and last.weights == first.weights
+    assert last.info == {"restored": 1} and last.calibration == first.calibration
+    engine = runner.engine
+    assert engine.potential.weights_hash() == first.weights
+    assert len(engine.knowledge.labels) == first.n_labels == len(state.ids("trained"))
+    withdrawn = state.ids("withdrawn")
+    assert len(withdrawn) == 2
+    runner.sync()
+    runner.close()
+
+    again = Runner(directory)  # as after a crash
+    again.open()
+    assert again.engine.potential.weights_hash() == first.weights
+    assert [lab.query_id for lab in again.engine.knowledge.labels] == list(state.learned[0])
+    again.apply(ev.Retry(ids=withdrawn[:1]))
+    again.run(lambda s: s.phase == "finished")
+    labels = [lab.query_id for lab in again.engine.knowledge.labels]
+    again.close()
+    assert withdrawn[0] in labels and withdrawn[1] not in labels
+    assert again.state.snapshot >= 5
