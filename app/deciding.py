@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from core.campaign.state import IN_FLIGHT, Query, State
 
+RETRIED = ("failed", "skipped", "withdrawn")
+"""Statuses of frames that can be given to the model after all."""
 LISTED = 300
 """Rows in the list; of a longer queue the frames still open and the newest others."""
 
@@ -28,7 +30,7 @@ def asked(state: State, chosen: int | None = None) -> tuple[int, ...]:
         if status == "waiting":
             group = asked(state)
             return group if chosen in group else (chosen,)
-        return (chosen,) if status in ("failed", "skipped") else ()
+        return (chosen,) if status in RETRIED else ()
     if failed := state.ids("failed"):
         return failed[:1]
     if state.proposal:
@@ -51,9 +53,10 @@ def undoable(state: State) -> bool:
     """True while the last decision can still be taken back: nothing was learned from it."""
     if not state.history or state.updating:
         return False
-    return all(state.query(i).status != "trained" for i, _ in state.history[-1].before)
+    used = ("trained", "withdrawn")
+    return all(state.query(i).status not in used for i, _ in state.history[-1].before)
 
 
 def to_retry(state: State, ids: tuple[int, ...]) -> bool:
     """True where approving means to try a label again."""
-    return bool(ids) and state.query(ids[0]).status in ("failed", "skipped")
+    return bool(ids) and state.query(ids[0]).status in RETRIED

@@ -40,6 +40,7 @@ from app.views.calibration import Calibration
 from app.views.controls import Controls
 from app.views.exchange import Exchange
 from app.views.home import Home
+from app.views.learning import Learning
 from app.views.log import Log
 from app.views.queue import Queue
 from app.views.scene import Scene
@@ -145,6 +146,7 @@ class Screen:
         }
         self._later: dict[str, Callable[[], Any]] = {
             "Calibration": lambda: Calibration(shown),
+            "Learning": lambda: Learning(shown, self._seat),
             "Settings": lambda: Settings(shown, self._seat.post),
             "Log": lambda: Log(shown),
         }

@@ -171,11 +171,11 @@ class Queue(pn.viewable.Viewer):
         self._text.object = _page(glance, ids, query, near)
         retry = to_retry(state, ids)
         many = f" all {len(ids)}" if len(ids) > 1 else ""
-        self._approve.param.update(
-            label=("Retry" if retry else "Approve") + many, disabled=not (ids and driving)
-        )
+        withdrawn = retry and state.query(ids[0]).status == "withdrawn"
+        word = "Learn again" if withdrawn else "Retry" if retry else "Approve"
+        self._approve.param.update(label=word + many, disabled=not (ids and driving))
         self._reject.param.update(label="Reject" + many, disabled=not (ids and driving) or retry)
-        skippable = bool(ids) and state.query(ids[0]).status != "skipped"
+        skippable = bool(ids) and state.query(ids[0]).status not in _ASIDE
         self._skip.param.update(label="Skip" + many, disabled=not (skippable and driving))
         self._undo.disabled = not (undoable(state) and driving)
         self._mode.disabled = not driving
@@ -250,7 +250,7 @@ class Queue(pn.viewable.Viewer):
         """Leave what is asked about for later."""
         state = self._campaign.glance().state
         ids = asked(state, self._selection.query)
-        if ids and state.query(ids[0]).status != "skipped":
+        if ids and state.query(ids[0]).status not in _ASIDE:
             self._post(ev.Skip(ids=ids))
 
     def undo(self) -> None:
@@ -310,9 +310,11 @@ class Nearest:
         return self._positions[query.frame_id]
 
 
+_ASIDE = ("skipped", "withdrawn")
 _TONES = {
     "waiting": "ask", "approved": "busy", "labelling": "busy", "labelled": "done",
     "trained": "done", "rejected": "idle", "skipped": "idle", "failed": "bad",
+    "withdrawn": "idle",
 }  # fmt: skip
 
 
@@ -336,6 +338,7 @@ def _tally(state: State) -> str:
         (n["waiting"], "waiting"), (n["failed"], "failed"),
         (n["approved"] + n["labelling"], "being labelled"),
         (n["trained"] + n["labelled"], "learned"), (n["rejected"], "rejected"),
+        (n["withdrawn"], "set aside"),
     ]  # fmt: skip
     said = " · ".join(f"{k} {word}" for k, word in parts if k)
     return f"<h2>Queue<span>{said}</span></h2>"

@@ -43,7 +43,7 @@ class Accounts:
 
         moved: part of the network -> blocks that moved, of how many, and |Δθ|/|θ| in this update
         and since the foundation. errors: "old" and "new" labels -> how many, and before and after
-        of energy (eV, a constant aside) and force (eV/Å). forgotten: root mean square change of
+        of energy (eV, a constant aside) and force (eV/Å). forgotten: mean absolute change of
         force components on the probes since the foundation, eV/Å; None without probes.
         """
         old, new = slice(0, n_old), slice(n_old, len(after.energies))
@@ -79,7 +79,7 @@ class Accounts:
         found = self._potential.predict(self._probes).forces
         assert found is not None
         apart = np.concatenate([a - b for a, b in zip(found, self._forces, strict=True)])
-        return float(np.sqrt((apart**2).mean()))
+        return float(np.abs(apart).mean())
 
 
 def _norm(parts: list[torch.Tensor]) -> float:
