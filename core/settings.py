@@ -185,6 +185,44 @@ class TrustSettings(_Section):
         return 0.5 * KCAL_PER_MOL * math.sqrt(n_atoms / 9)
 
 
+class FinetuningSettings(_Section):
+    """Which weights labels may move."""
+
+    strategy: Literal[
+        "naive", "freeze-products", "freeze-readouts", "lora", "replay", "pseudolabel-replay",
+        "replay-lora",
+    ] = Field(
+        "naive", title="Strategy",
+        description="naive: all weights move; freeze-products: products and readouts; "
+        "freeze-readouts: readouts. The others are for fine-tuning from a file.",
+    )  # fmt: skip
+
+    @model_validator(mode="after")
+    def _in_a_campaign(self) -> FinetuningSettings:
+        if self.strategy in _FROM_FILES:
+            raise ValueError(
+                f"strategy {self.strategy!r} is not for campaigns: {_FROM_FILES[self.strategy]}; "
+                "accepted here: naive, freeze-products, freeze-readouts; for the others use "
+                "flywise finetune on exported labels"
+            )
+        return self
+
+
+_FACTORS = (
+    "its free numbers are products of two factors, for which there is no prior centred on the "
+    "foundation and no closed form of the uncertainty"
+)
+_REHEARSAL = (
+    "a campaign's uncertainty rests on a prior centred on the foundation's weights, which holds "
+    "them back already; rehearsed frames would count as labels of the system"
+)
+_FROM_FILES = {
+    "lora": _FACTORS, "replay": _REHEARSAL, "pseudolabel-replay": _REHEARSAL,
+    "replay-lora": _FACTORS,
+}  # fmt: skip
+"""Strategies without meaning together with a posterior over the weights, and why."""
+
+
 class PosteriorSettings(_Section):
     """How uncertainty over the weights is represented and learned."""
 
@@ -274,6 +312,7 @@ class Settings(_Section):
     potential: PotentialSettings = PotentialSettings()
     dynamics: DynamicsSettings = DynamicsSettings()
     trust: TrustSettings = TrustSettings()
+    finetuning: FinetuningSettings = FinetuningSettings()
     posterior: PosteriorSettings = PosteriorSettings()
     labelling: LabellingSettings = LabellingSettings()
 

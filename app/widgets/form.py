@@ -22,6 +22,7 @@ SECTIONS = {
     "potential": "Model",
     "dynamics": "Dynamics",
     "trust": "Accuracy",
+    "finetuning": "What moves",
     "posterior": "Uncertainty",
     "labelling": "Labels",
 }

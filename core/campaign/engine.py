@@ -44,6 +44,7 @@ from core.dynamics.integrators import Dynamics
 from core.dynamics.triggers import Limits, broken
 from core.errors import CampaignError, CanaryError, LabelError
 from core.finetuning.e0 import Offset
+from core.finetuning.strategies import strategy
 from core.posterior import make as make_posterior
 from core.potentials import load as load_potential
 from core.reference import make as make_reference
@@ -109,6 +110,7 @@ class Engine:
             self.potential, settings.posterior, self._noise,
             energy_tolerance=state.energy_tolerance,
             elements=sorted(set(structure.numbers.tolist())),
+            moving=self._moving(settings.finetuning.strategy),
         )  # fmt: skip
         seed = settings.labelling.seed
         self.learner = Learner(self.potential, posterior, seed=seed)
@@ -131,6 +133,15 @@ class Engine:
         """The last frame that was judged, None before the first."""
         self.suspicious = False
         """Whether `run` stopped because the energy may be beyond its tolerance."""
+
+    def _moving(self, name: str) -> torch.Tensor | None:
+        """Return the indices of the weights that a strategy moves; None for all."""
+        chosen = strategy(name)
+        if not chosen.parts:
+            return None
+        blocks = self.potential.blocks()
+        parts = [blocks[block] for block in chosen.names(self.potential)]
+        return torch.cat([torch.arange(part.start, part.stop) for part in parts])
 
     def close(self, wait_s: float = 0.0) -> None:
         """End the label processes, and that of the compiler."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+
 from core.contracts import Posterior, Potential
 from core.errors import SettingsError
 from core.posterior.linearised import Linearised
@@ -15,7 +17,7 @@ __all__ = ["make"]
 
 def make(
     potential: Potential, settings: PosteriorSettings, noise: Noise, *, energy_tolerance: float,
-    elements: Sequence[int] | None = None,
+    elements: Sequence[int] | None = None, moving: torch.Tensor | None = None,
 ) -> Posterior:  # fmt: skip
     """Return the posterior the settings ask for, centred on the weights now in force.
 
@@ -23,6 +25,7 @@ def make(
         noise: of the labels; with one of stress, labels have a stress and it is learned from.
         energy_tolerance: eV, sets the energy noise of `sghmc`, as published.
         elements: atomic numbers of all structures to come, by default all the potential knows.
+        moving: indices of the weights that may move, by default all.
 
     Raises:
         SettingsError: a posterior that does not learn from stress was to do so.
@@ -38,6 +41,7 @@ def make(
             prior_std=settings.sghmc_prior_std,
             energy_tolerance=energy_tolerance,
             chains=settings.chains,
+            moving=moving,
             schedule=Schedule(
                 steps=settings.sghmc_steps,
                 learning_rate=settings.sghmc_learning_rate,
@@ -47,6 +51,7 @@ def make(
     return Linearised(
         potential,
         elements=elements,
+        moving=moving,
         prior_std=settings.prior_std,
         noise_energy=noise.energy,
         noise_force=noise.force,

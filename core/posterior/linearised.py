@@ -147,6 +147,7 @@ class Linearised:
     Args:
         elements: atomic numbers of all structures to come; rows and members leave out the weights
             that matter to others only, about which labels say nothing.
+        moving: indices of the weights that may move, by default all.
         prior_std: s of every weight. bias_std: prior spread of the energy bias, eV.
         noise_energy, noise_force, noise_stress: label noise (eV, eV/Å, eV/Å³), model discrepancy
             included; without the last, stress is not learned from.
@@ -159,6 +160,7 @@ class Linearised:
         potential: Potential,
         *,
         elements: Sequence[int] | None = None,
+        moving: torch.Tensor | None = None,
         prior_std: float,
         noise_energy: float,
         noise_force: float,
@@ -176,6 +178,8 @@ class Linearised:
         self.prior_theta = potential.get_theta()
         self._members = potential.members()
         self._columns = potential.relevant(np.array(elements or potential.elements))
+        if moving is not None:
+            self._columns = self._columns[torch.isin(self._columns, moving)]
         self._width = len(self._columns) + 1
         self._spreading: tuple[torch.Tensor, torch.Tensor] | None = None
 

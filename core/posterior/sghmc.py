@@ -114,6 +114,7 @@ class Sghmc:
 
     Args:
         energy_tolerance: ε in eV; the energy noise is 0.1·ε. bias is left to the caller.
+        moving: indices of the weights that may move, by default all.
     """
 
     def __init__(
@@ -124,12 +125,17 @@ class Sghmc:
         energy_tolerance: float,
         chains: int = 8,
         schedule: Schedule,
+        moving: torch.Tensor | None = None,
     ) -> None:
         self.potential, self.prior_std, self.chains = potential, prior_std, chains
         self.energy_noise = 0.1 * energy_tolerance
         self.schedule = schedule
         self.prior_theta = potential.get_theta()
         self._network: NoiseNetwork | None = None
+        self._moves = torch.ones(potential.n_parameters, dtype=torch.bool)
+        if moving is not None:
+            self._moves[:] = False
+            self._moves[moving] = True
 
     def init(self, rng: np.random.Generator) -> State:
         """Every chain starts at the foundation's weights."""
@@ -178,11 +184,13 @@ class Sghmc:
         self, x: torch.Tensor, data: Dataset, weights: np.ndarray, rng: np.random.Generator
     ) -> tuple[torch.Tensor, float]:
         chain, n, loss = start(x), len(data), 0.0
+        still = torch.cat([~self._moves, torch.zeros(len(x) - len(self._moves), dtype=torch.bool)])
         for _ in range(self.schedule.steps):
             indices = rng.choice(n, size=min(BATCH, n), p=weights).tolist()
             importance = torch.as_tensor(1 / (n * weights[indices]), dtype=x.dtype)
             gradient, loss = self._gradient(chain.x, data, indices, importance, n)
             noise = torch.as_tensor(rng.standard_normal(len(x), dtype=np.float32)).to(x.dtype)
+            gradient[still] = noise[still] = 0.0
             chain = step(chain, gradient, n, self.schedule, noise)
         return chain.x, loss
 

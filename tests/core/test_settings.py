@@ -112,3 +112,17 @@ def test_the_noise_of_labels_follows_the_tolerances_unless_it_is_given():
     assert noise == settings.Noise(pytest.approx(0.002), 0.1, pytest.approx(0.3 * GPA))
     given["trust"] = {"force_tolerance": "none"}
     assert settings.from_dict(given).noise_for(3).force == pytest.approx(0.03)
+
+
+@pytest.mark.parametrize("strategy", ["lora", "replay", "pseudolabel-replay", "replay-lora"])
+def test_strategies_without_meaning_in_a_campaign_are_refused_with_the_reason(strategy):
+    given = {"structure": {"smiles": "C"}, "finetuning": {"strategy": strategy}}
+    with pytest.raises(SettingsError, match="not for campaigns: .*flywise finetune"):
+        settings.from_dict(given)
+
+
+def test_the_strategies_are_those_there_are():
+    from core.finetuning.strategies import STRATEGIES
+
+    (field,) = [f for f in settings.fields() if f["path"] == "finetuning.strategy"]
+    assert field["enum"] == list(STRATEGIES)

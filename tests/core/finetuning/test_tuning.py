@@ -14,7 +14,9 @@ from core.errors import InputError, ModelError, SettingsError
 from core.finetuning import e0, receipt
 from core.finetuning.strategies import STRATEGIES, strategy
 from core.finetuning.tuning import FOUNDATION, TARGET, Tuning, TuningSettings, subset
+from core.posterior import make
 from core.potentials.lennard_jones import LennardJones
+from core.settings import Noise, PosteriorSettings
 from core.structures import Structure
 
 SHORT = TuningSettings(steps=8, batch_size=4, probe=10)
@@ -228,3 +230,21 @@ def test_energies_of_isolated_atoms_follow_the_tuned_weights_if_they_were_estima
     assert (potential.isolated_energies == given).all()
     assert found.errors["trained"][1].energy > 2 * after.energy
     assert potential.config["atomic_energies"][0] == pytest.approx(given)
+
+
+@pytest.mark.parametrize("kind", ["linearised", "sghmc"])
+def test_a_posterior_moves_what_the_strategy_says(foundation, labels, kind):
+    potential = small_mace(1)
+    names = strategy("freeze-readouts").names(potential)
+    blocks = potential.blocks()
+    moving = torch.cat([torch.arange(blocks[n].start, blocks[n].stop) for n in names])
+    given = PosteriorSettings(kind=kind, sghmc_steps=20, chains=2)
+    posterior = make(potential, given, Noise(0.01, 0.1), energy_tolerance=0.02, moving=moving)
+    before = potential.get_theta()
+    some = subset(labels, np.arange(3))
+    state, _ = posterior.update(
+        posterior.init(np.random.default_rng(0)), some, np.random.default_rng(0)
+    )
+    for theta in (potential.get_theta(), *posterior.members(state)):
+        changed = torch.nonzero(theta != before)[:, 0]
+        assert changed.tolist() == moving.tolist()
