@@ -182,6 +182,59 @@ def import_labels(
     _print(figures, as_json, [f"{len(offer.ids)} labels {when}"])
 
 
+@cli.command()
+def snapshots(directory: Campaign, as_json: Json = False) -> None:
+    """List what the model learned, update by update."""
+    from core.campaign.reader import CampaignReader
+
+    with CampaignReader(directory) as reader:
+        state, found = reader.state(), reader.snapshots()
+    shown = []
+    for s in found:
+        given = s.info.get("receipt", {}).get("errors", {}).get("new")
+        new = "" if given is None else (
+            f"  new labels {1e3 * given['force'][0]:.0f} -> {1e3 * given['force'][1]:.0f} meV/Å"
+        )  # fmt: skip
+        again = f"  as snapshot {s.info['restored']}" if "restored" in s.info else ""
+        mark = "*" if s.id == state.snapshot else " "
+        shown.append(f"{mark}{s.id:>4}  {s.n_labels:>4} labels{new}{again}")
+    figures = {
+        "in_force": state.snapshot,
+        "snapshots": [
+            {"id": s.id, "labels": s.n_labels, "weights": s.weights, **s.info} for s in found
+        ],
+    }
+    _print(figures, as_json, shown or ["Nothing was learned yet."])
+
+
+@cli.command()
+def rollback(
+    directory: Campaign,
+    snapshot: Annotated[int, typer.Argument(min=1, help="Its number, see flywise snapshots.")],
+    who: Annotated[str, typer.Option(help="Name kept beside the decision.")] = "command line",
+    as_json: Json = False,
+) -> None:
+    """Put an earlier snapshot in force; labels learned since then are set aside, not lost."""
+    from core import worker
+    from core.campaign import events as ev
+    from core.campaign.loop import advance
+    from core.campaign.reader import CampaignReader, Commander
+
+    command = ev.RollBack(snapshot=snapshot, who=who)
+    with CampaignReader(directory) as reader:
+        if worker.holder(directory) is None:
+            advance(reader.state(), command)  # raises what there is against it
+        commander = Commander(directory)
+        number = commander.post(command)
+        commander.close()
+        outcome = _outcome(reader, number) if worker.holder(directory) is not None else None
+    if outcome not in (None, "done"):
+        raise FlywiseError(f"Nothing was changed. {outcome}")
+    when = "in force" if outcome else "kept; it takes effect when the campaign runs next"
+    figures = {"snapshot": snapshot, "taken": outcome == "done"}
+    _print(figures, as_json, [f"snapshot {snapshot} {when}"])
+
+
 def _contents(file: Path) -> bytes:
     from core.campaign.labels import MAX_FILE_BYTES
 

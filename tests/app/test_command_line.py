@@ -7,6 +7,7 @@ import sys
 import ase.io
 import numpy as np
 import pytest
+from ase.build import molecule
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from app import __main__ as command_line
@@ -115,6 +116,48 @@ def test_frames_are_labelled_elsewhere(flywise, folder):
     flywise("run", "ask.toml", "--out", "E")
     code, out, _ = flywise("status", "E", "--json")
     assert json.loads(out)["trusted"] and json.loads(out)["labels"] >= 3
+
+
+def test_an_earlier_snapshot_is_put_in_force(flywise, folder):
+    (folder / "often.toml").write_text(SETTINGS + "every = 20\n")
+    assert flywise("run", "often.toml", "--out", "R")[0] == 0
+    code, out, _ = flywise("snapshots", "R", "--json")
+    figures = json.loads(out.splitlines()[-1])
+    assert code == 0 and figures["in_force"] == len(figures["snapshots"]) > 1
+    assert figures["snapshots"][0]["receipt"]["errors"]["new"]["n"] == 3
+    code, _, err = flywise("rollback", "R", "99")
+    assert code == 1 and "There is no snapshot 99" in err
+    code, _, err = flywise("rollback", "R", str(figures["in_force"]))
+    assert code == 1 and "in force already" in err
+    code, out, _ = flywise("rollback", "R", "1")
+    assert code == 0 and "when the campaign runs next" in out
+    assert flywise("run", "often.toml", "--out", "R")[0] == 0
+    after = json.loads(flywise("snapshots", "R", "--json")[1].splitlines()[-1])
+    last = after["snapshots"][-1]
+    assert last["restored"] == 1 and after["in_force"] == last["id"]
+    assert last["weights"] == figures["snapshots"][0]["weights"]
+
+
+def test_strategies_are_listed_and_labels_learned_from_a_file(flywise, folder):
+    code, out, _ = flywise("strategies")
+    assert code == 0 and [line.split(":")[0] for line in out.splitlines()][0] == "naive"
+    code, _, err = flywise("finetune", "absent.extxyz", "--out", "T")
+    assert code == 2 and "There is no file absent.extxyz" in err
+    code, _, err = flywise("finetune", "pair.xyz", "--out", "T", "--isolated", "guessed")
+    assert code == 2 and "accepted: estimated, computed, foundation" in err
+    code, _, err = flywise("evaluate", "bundled", "--on", "pair.xyz", "--out", "r.pdf")
+    assert code == 2 and "ending in .html" in err
+    ethanol = from_atoms(molecule("CH3CH2OH"))
+    label = make_reference("gfn2-xtb").compute(ethanol)
+    atoms = ethanol.to_atoms()
+    atoms.calc = SinglePointCalculator(atoms, energy=label.energy, forces=label.forces)
+    ase.io.write(folder / "ethanol.extxyz", [atoms], format="extxyz")
+    code, out, err = flywise(
+        "finetune", "ethanol.extxyz", "--out", "T", "--steps", "3", "--threads", "1", "--json"
+    )
+    figures = json.loads(out.splitlines()[-1])
+    assert code == 0 and figures["settings"]["strategy"] == "naive" and "epoch" in err
+    assert figures["model"] == "T" and figures["labels"]["trained"] == 1
 
 
 @pytest.mark.parametrize(
