@@ -39,6 +39,7 @@ from app.state import demo as open_demo
 from app.views.calibration import Calibration
 from app.views.controls import Controls
 from app.views.exchange import Exchange
+from app.views.finetuning import Finetuning
 from app.views.home import Home
 from app.views.learning import Learning
 from app.views.log import Log
@@ -147,6 +148,7 @@ class Screen:
         self._later: dict[str, Callable[[], Any]] = {
             "Calibration": lambda: Calibration(shown),
             "Learning": lambda: Learning(shown, self._seat),
+            "Fine-tune": lambda: Finetuning(shown, self._seat),
             "Settings": lambda: Settings(shown, self._seat.post),
             "Log": lambda: Log(shown),
         }

@@ -73,6 +73,10 @@ class Seat:
         """Start a worker where work is under way without one."""
         return self._act(self._campaign.wake)
 
+    def may_act(self) -> bool:
+        """Whether this page drives; with a warning where it only watches."""
+        return self._act(lambda: None)
+
     def _act(self, act: Callable[[], int | None]) -> bool:
         try:
             self._lease.check(self._secret)

@@ -59,7 +59,8 @@ class Receipt:
     Attributes:
         settings: strategy and hyperparameters. labels: how many, of which level, and how they were
             split. isolated: report on the energies of isolated atoms. errors: name of a set ->
-            (before, after). curve: one entry an epoch.
+            (before, after). curve: one entry an epoch. parity: some force components, eV/Å, of
+            the reference and of the model before and after, on labels it did not see if there are.
         notes: what the user should know.
     """
 
@@ -73,6 +74,7 @@ class Receipt:
     weights_before: str
     weights_after: str
     notes: tuple[str, ...] = field(default=())
+    parity: dict[str, Any] = field(default_factory=dict)
 
     @property
     def moved(self) -> tuple[str, ...]:
@@ -100,6 +102,18 @@ def errors(potential: Potential, labels: LabelSet) -> Errors:
         force=_rms(force),
         force_mae=float(np.abs(force).mean()),
     )
+
+
+def parity(before: Potential, after: Potential, labels: LabelSet, *, most: int) -> dict[str, Any]:
+    """Return at most `most` force components of reference, model before and after, eV/Å."""
+    reference = np.concatenate([f.ravel() for f in labels.forces])
+    some = np.linspace(0, len(reference) - 1, min(most, len(reference))).astype(int)
+    found = {"reference": reference[some]}
+    for name, potential in (("before", before), ("after", after)):
+        forces = potential.predict(labels.structures).forces
+        assert forces is not None
+        found[name] = np.concatenate([f.ravel() for f in forces])[some]
+    return {name: values.round(4).tolist() for name, values in found.items()}
 
 
 def _rms(values: np.ndarray) -> float:

@@ -16,12 +16,14 @@ from core.contracts import LabelSet, Potential
 from core.errors import InputError
 from core.finetuning import e0
 from core.finetuning.e0 import IsolatedEnergies
-from core.finetuning.receipt import Errors, Receipt, blocks, errors
+from core.finetuning.receipt import Errors, Receipt, blocks, errors, parity
 from core.finetuning.strategies import Strategy
 from core.training import Dataset, Loss, Progress, Task, Trainer
 
 FOUNDATION, TARGET = "foundation", "fine-tuned"
 """Heads of a model that rehearses: the pretraining's level of theory, and that of the labels."""
+PARITY_POINTS = 400
+"""Force components kept in the receipt for a plot."""
 LEAST_TO_SPLIT = 10
 """Labels below which none is set aside for validation."""
 
@@ -186,7 +188,18 @@ class Tuning:
             weights_before=self.foundation.weights_hash(),
             weights_after=self.potential.weights_hash(),
             notes=tuple(self._notes()),
+            parity=self._parity(),
         )
+
+    def _parity(self) -> dict[str, Any]:
+        for name, labels in (
+            ("held out", self._held_out), ("validation", self._valid), ("trained", self._train)
+        ):  # fmt: skip
+            if labels is not None and len(labels):
+                return {"set": name} | parity(
+                    self.start, self.potential, labels, most=PARITY_POINTS
+                )
+        return {}
 
     def _refitted(self) -> IsolatedEnergies:
         """Return the energies of isolated atoms, estimated anew with the tuned weights.

@@ -266,14 +266,14 @@ def test_a_killed_worker_is_shown_and_started_again(watched, serve, argon):
 
 def test_dark_mode_reaches_canvas_plots_and_tables(watched, serve, ran):
     page = opened(watched, serve(ran) + "/?theme=dark")
-    for tab in ("Traces", "Calibration", "Learning", "Settings", "Log"):
+    for tab in ("Traces", "Calibration", "Learning", "Fine-tune", "Settings", "Log"):
         page.get_by_role("tab", name=tab).click()
         for part in (".stage", ".tabs", ".queue", ".controls"):
             wait_for(lambda part=part: np.median(pixels(page, part)) < 60)
         bright = (pixels(page, ".tabs").min(axis=-1) > 230).mean()
         assert bright < 0.1, f"{tab}: {bright:.0%} of it is still white"
     page.get_by_role("button", name="Toggle theme").click()
-    for tab in ("Traces", "Calibration", "Learning", "Settings", "Log"):
+    for tab in ("Traces", "Calibration", "Learning", "Fine-tune", "Settings", "Log"):
         page.get_by_role("tab", name=tab).click()
         for part in (".stage", ".tabs", ".queue", ".controls"):
             wait_for(lambda part=part: np.median(pixels(page, part)) > 200)
