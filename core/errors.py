@@ -56,7 +56,14 @@ class CampaignError(FlywiseError):
 
 
 class CanaryError(FlywiseError):
-    """New weights failed the check that precedes their use in a simulation."""
+    """New weights failed the check that precedes their use in a simulation.
+
+    `contradicting` are the places, among the new labels, of those that are at fault.
+    """
+
+    def __init__(self, message: str, contradicting: tuple[int, ...] = ()) -> None:
+        super().__init__(message)
+        self.contradicting = contradicting
 
 
 def shorten(text: str, most: int = 300) -> str:

@@ -365,7 +365,7 @@ def _worst(state: State, q: Query) -> tuple[str, bool]:
 
 
 def _short(q: Query) -> str:
-    if q.failure and q.status in ("failed", "skipped"):
+    if q.failure and q.status in ("failed", "skipped", "withdrawn"):
         return q.failure
     names = {"initial": "first frames", "periodic": "in turn"}
     why = " and ".join(names.get(r, r) for r in q.reasons)
@@ -394,6 +394,8 @@ def _single(glance: Glance, query: Query, near: str) -> str:
     head = f"<h2>Frame at step {wording.count(query.step)}<span>{query.status}</span></h2>"
     if query.failure and query.status in ("failed", "skipped"):
         return head + f"<p>The label failed: {escape(query.failure)}</p>"
+    if query.failure and query.status == "withdrawn":
+        return head + f"<p>{escape(query.failure[:1].upper() + query.failure[1:])}.</p>"
     return head + f"<p>{wording.reasons(query)}</p>" + _figures(glance, query, near)
 
 

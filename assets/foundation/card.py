@@ -15,7 +15,9 @@ and GFN1-xTB.
 
 Trained on {frames:,} GFN1-xTB frames of {molecules:,} molecules and dimers: near equilibrium, MD at
 300-4,000 K, stretched, compressed and torn bonds, atoms handed over, contacts, every pair of
-elements pressed together. {epochs} epochs, {minutes} minutes ({machine}), seed {seed}, {date}.
+elements pressed together. {chosen:,} of the molecules were chosen, out of random ones, by how
+little an earlier model knew of their atoms.
+{epochs} epochs, {minutes} minutes ({machine}), seed {seed}, {date}.
 {earlier}
 
 ## Errors

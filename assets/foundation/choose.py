@@ -28,8 +28,8 @@ from core.potentials.base import TorchPotential
 from core.structures import Structure
 from dataset import load
 from geometries import Molecule, embed
-from make_data import FIRST_ID, SEED
-from molecules import CANDIDATES, FAMILIES, generate, scaffold
+from make_data import SEED
+from molecules import CANDIDATES, FAMILIES, FIRST_ID, generate, scaffold
 
 WORK = Path(__file__).resolve().parent / "work"
 PLACE = len(FAMILIES)

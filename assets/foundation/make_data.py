@@ -32,7 +32,7 @@ from geometries import (
     torn,
 )  # fmt: skip
 from labels import Frame, NotConvergedError, Surface, dynamics, isolated_atom, relax
-from molecules import FAMILIES, NUMBERS, g2_closed_shell, generate, held_out, scaffold
+from molecules import FAMILIES, FIRST_ID, NUMBERS, g2_closed_shell, generate, held_out, scaffold
 
 SEED = 20250
 MOLECULES_PER_CHUNK = 30
@@ -56,8 +56,6 @@ TEST_TEMPERATURES = (300.0, 1200.0)
 
 Job = tuple[str, list[int], list[tuple[int, str]], Path]
 """Name and seed of a chunk, its molecules (id, SMILES), and the folder it goes to."""
-FIRST_ID = 10_000
-"""Ids of a family's molecules begin at a multiple of this."""
 
 
 def keep(frame: Frame, kind: str) -> bool:

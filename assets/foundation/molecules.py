@@ -340,6 +340,8 @@ FAMILIES = {
         ((), ()), (), (), any_atoms, WANTED_SMALL, 0.0, 1.0, largest=5, tested=0,
     ),
 }  # fmt: skip
+FIRST_ID = 10_000
+"""Ids of a family's molecules begin at a multiple of this; those of chosen ones come last."""
 CANDIDATES = Family(
     (words(CHAIN_CORES + MORE_CHAIN_CORES), words(RING_CORES + MORE_RING_CORES)),
     words(SUBSTITUENTS + MORE_SUBSTITUENTS), (), mixed_atoms, WANTED_CANDIDATES, 0.6, 0.7,

@@ -39,7 +39,7 @@ from core.training import Dataset, Loss
 from dataset import Sample, load
 from dataset import save as save_frames
 from gradients import Gradients, Shape, packed
-from molecules import NUMBERS, is_exotic, scaffold
+from molecules import FAMILIES, FIRST_ID, NUMBERS, is_exotic, scaffold
 from soap import Soap
 
 WORK = Path(__file__).resolve().parent / "work"
@@ -399,6 +399,7 @@ def export(arguments: argparse.Namespace) -> None:
         "training": {
             "frames": len(frames),
             "molecules": len({f.molecule for f in frames}),
+            "chosen": len({f.molecule for f in frames if f.molecule >= FIRST_ID * len(FAMILIES)}),
             "epochs": round(state["counters"][1] / len(frames), 1),
             "minutes": round(state["counters"][2] / 60, 1),
             "seed": arguments.seed,

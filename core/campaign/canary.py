@@ -28,6 +28,9 @@ HEATING = 5.0
 """Largest kinetic temperature, as a multiple of the present and the wanted one."""
 GROWTH = 2.0
 """Errors on labelled frames may grow by this factor beyond the label noise."""
+CONTRADICTION, UNLEARNED = 10.0, 0.5
+"""A label contradicts the model if its forces are off by this multiple of the noise after they were
+learned, and by more than this share of what they were off before."""
 PROBES = 24
 """Labelled frames looked at: the newest half of them, and others evenly spread."""
 
@@ -92,6 +95,31 @@ def check_errors(before: Errors, after: Errors, *, energy: float, force: float) 
             raise CanaryError(
                 f"the error of labelled {name} grew from {old:.3g} to {new:.3g} {unit}"
             )
+
+
+def check_new(before: Residuals, after: Residuals, *, n_old: int, force: float) -> None:
+    """Compare each new label, of which there are some after `n_old`, before and after learning it.
+
+    Args:
+        force: noise expected of a force component, eV/Å.
+
+    Raises:
+        CanaryError: a label stays as wrong as it was, and far beyond its noise: it contradicts what
+            the model can be and what the other labels say, as shuffled forces do.
+    """
+    found, worst = [], (0.0, 0.0)
+    for k in range(n_old, len(after.forces)):
+        old, new = (float(np.sqrt((r.forces[k] ** 2).mean())) for r in (before, after))
+        if new > CONTRADICTION * force and new > UNLEARNED * old:
+            found.append(k - n_old)
+            worst = max(worst, (new, old))
+    if found:
+        raise CanaryError(
+            f"{len(found)} of the new labels cannot be learned: their forces are off by "
+            f"{worst[1]:.2g} eV/Å before and {worst[0]:.2g} after, as if they belonged to other "
+            "atoms or another frame",
+            tuple(found),
+        )
 
 
 def check_dynamics(

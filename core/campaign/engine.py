@@ -332,7 +332,7 @@ class Engine:
         former = self.knowledge
         judged_by = self._calibration() if state.trusted else None
         old = canary.probe(label_set(former.labels, former.offset))
-        probes = joined(old, canary.probe(label_set(new, former.offset)))
+        probes = joined(old, label_set(new, former.offset))
         before = canary.residuals(self.potential, probes)
         theta = self.potential.get_theta()
         candidate: Update | None = None
@@ -341,9 +341,12 @@ class Engine:
                 candidate = self.learner.update(former, new, scored)
             else:
                 candidate = self.learner.first_update(former, new)
-            after = self._canary(state, probes, before)
+            after = self._canary(state, probes, before, n_old=len(old))
         except (CanaryError, torch.linalg.LinAlgError) as error:
-            outcome = self._refuse(state, candidate, str(error))
+            at_fault = getattr(error, "contradicting", ())
+            outcome = self._refuse(
+                state, candidate, str(error), tuple(new[k].query_id for k in at_fault)
+            )
         else:
             receipt = self._accounts.receipt(theta, before, after, n_old=len(old))
             outcome = self._accept(candidate, tuple(lab.query_id for lab in new), receipt)
@@ -355,10 +358,13 @@ class Engine:
             row.stress if self._with_stress else None,
         )  # fmt: skip
 
-    def _canary(self, state: State, probes: LabelSet, before: Residuals) -> Residuals:
+    def _canary(
+        self, state: State, probes: LabelSet, before: Residuals, *, n_old: int
+    ) -> Residuals:
         """Return the residuals of the new weights, which are in force, if they may stay so."""
         settings = state.settings
         after = canary.residuals(self.potential, probes)
+        canary.check_new(before, after, n_old=n_old, force=self._noise.force)
         canary.check_errors(
             before.errors(), after.errors(), energy=state.energy_tolerance, force=self._noise.force
         )
@@ -368,14 +374,19 @@ class Engine:
         )
         return after
 
-    def _refuse(self, state: State, candidate: Update | None, reason: str) -> Outcome:
+    def _refuse(
+        self, state: State, candidate: Update | None, reason: str, contradicting: tuple[int, ...]
+    ) -> Outcome:
         former = self.knowledge
         self.learner.activate(former)
         self.dynamics.refresh()
-        scores = candidate.scores if candidate is not None and state.trusted else ()
+        usable = candidate is not None and state.trusted and not contradicting
+        scores = candidate.scores if candidate is not None and usable else ()
         if scores and candidate is not None:
             self.knowledge = replace(former, calibration=candidate.knowledge.calibration)
-        event = ev.UpdateRefused(reason=reason, seconds=time.monotonic() - self._arrived)
+        event = ev.UpdateRefused(
+            reason=reason, seconds=time.monotonic() - self._arrived, contradicting=contradicting
+        )
         return Outcome(event, None, (), scores, self._calibration())
 
     def _accept(

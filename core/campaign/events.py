@@ -246,10 +246,14 @@ class RolledBack(Fact):
 
 @dataclass(frozen=True, kw_only=True)
 class UpdateRefused(Fact):
-    """New weights failed the canary and were rolled back."""
+    """New weights failed the canary and were rolled back.
+
+    The labels of the queries `contradicting` are at fault: they are set aside.
+    """
 
     reason: str
     seconds: float = 0.0
+    contradicting: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -315,6 +315,7 @@ def _retry(state: State, event: ev.Retry) -> Step:
     _affordable(state, tuple(i for i in ids if i not in paid))
     statuses: dict[int, Status] = {i: "labelled" if i in paid else "approved" for i in ids}
     state, requests = _decide(state, statuses, event.who, event.at)
+    state = state.with_queries(paid, failure=None)
     return replace(state, fresh=state.fresh + len(paid)), requests
 
 
@@ -512,7 +513,12 @@ def _update_refused(state: State, event: ev.UpdateRefused) -> Step:
     state = replace(
         state, updating=False, fresh=0, refusals=refusals, updates_refused=state.updates_refused + 1
     )
-    if not state.trusted or refusals >= MAX_REFUSALS:
+    if event.contradicting:
+        state = state.with_queries(
+            event.contradicting, status="withdrawn", failure=f"set aside: {event.reason}"
+        )
+        state = replace(state, fresh=len(state.ids("labelled")))
+    if not (state.trusted or event.contradicting) or refusals >= MAX_REFUSALS:
         why = f"New weights were refused {refusals} times in a row (last: {event.reason})."
         state = replace(state, paused=why)
     return state, ()

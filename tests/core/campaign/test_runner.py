@@ -296,3 +296,36 @@ def test_going_back_puts_earlier_weights_in_force_and_the_campaign_goes_on(prepa
     again.close()
     assert withdrawn[0] in labels and withdrawn[1] not in labels
     assert again.state.snapshot >= 5
+
+
+def test_labels_with_shuffled_forces_do_not_enter_the_simulation(prepared, monkeypatch):
+    """They passed the check of a label, as if they were spoilt afterwards."""
+    honest = Engine.poll
+    spoilt: list[int] = []
+
+    def poll(self):
+        found = honest(self)
+        for k, (query, label) in enumerate(found):
+            if self.knowledge.snapshot and len(spoilt) < 2:
+                spoilt.append(query)
+                shuffled = 40 * np.roll(label.forces, 1, axis=0)  # argon's are small
+                found[k] = query, replace(label, forces=shuffled)
+        return found
+
+    monkeypatch.setattr(Engine, "poll", poll)
+    directory = prepared(labelling__every=20)
+    state = worker.run_inline(directory)
+    with CampaignReader(directory) as reader:
+        events = [event for _, event in reader.events_since(0)]
+    refused = [e for e in events if isinstance(e, ev.UpdateRefused)]
+    assert len(refused) == 2 and "belonged to other atoms" in refused[0].reason
+    assert [e.contradicting for e in refused] == [(i,) for i in spoilt]
+    at = events.index(refused[0])
+    before = [e for e in events[:at] if isinstance(e, ev.Updated)][-1]
+    checks = [e for e in events[at:] if isinstance(e, ev.FrameChecked)]
+    assert checks and checks[0].snapshot == before.snapshot, "the former weights stay in force"
+    assert state.phase == "finished" and state.ids("withdrawn") == tuple(spoilt)
+    assert max(e.snapshot for e in checks) > before.snapshot, "honest labels are learned again"
+    with CampaignReader(directory) as reader:
+        scored = {label.query_id for label in reader.labels() if label.z is not None}
+    assert not scored & set(spoilt), "they do not spoil the calibration"
