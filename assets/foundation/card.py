@@ -59,10 +59,10 @@ def card(potential: MacePotential, about: dict[str, Any]) -> str:
     """Return the model card of `potential`; `about` is what its bundle says of itself."""
     training = about["training"]
     elements = ", ".join(chemical_symbols[z] for z in potential.elements)
+    earlier = EARLIER.format(**training["earlier"]) if "earlier" in training else ""
     filled = MODEL.format(
         parameters=potential.n_parameters, irreps=potential.config["hidden_irreps"],
-        cutoff=potential.cutoff, elements=elements,
-        earlier=EARLIER.format(**training["earlier"]) if "earlier" in training else "", **training,
+        cutoff=potential.cutoff, elements=elements, **training | {"earlier": earlier},
     )  # fmt: skip
     lines = [f"# {about['title']}", *filled.splitlines(), "", *COLUMNS]
     for where, table in about["errors"].items():
