@@ -63,6 +63,7 @@ def html(result: dict[str, Any]) -> str:
         for test, draw in _PLOTS.items()
         if any(f["series"] for f in by_test.get(test, {}).values())
     }
+    library = "".join(f"<script>{text}</script>" for text in INLINE.js_raw)
     script, places = components({f"{t}{k}": p for t, ps in drawn.items() for k, p in enumerate(ps)})
     plots = "".join(
         f"<h2>{TITLES[test]}</h2>{_NOTES.get(test, '')}<div class='plots'>"
@@ -73,7 +74,7 @@ def html(result: dict[str, Any]) -> str:
     return (
         "<!doctype html><html lang='en'><head><meta charset='utf-8'><title>Evaluation</title>"
         "<meta name='viewport' content='width=device-width, initial-scale=1'>"
-        f"{_CSS}{INLINE.render()}{script}</head><body>"
+        f"{_CSS}{library}{script}</head><body>"
         f"{_head(result)}{_table(by_test, list(result['models']))}{plots}</body></html>"
     )
 

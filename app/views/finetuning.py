@@ -38,9 +38,10 @@ STRATEGIES = {
 STEPS = {"Quick": 300, "Usual": 1500, "Long": 6000}
 _CSS = """
 :host { display: grid !important; height: 100%; box-sizing: border-box;
-  grid-template-columns: minmax(190px, 0.8fr) minmax(0, 1.4fr); }
-.ask { padding: 10px 12px 0 16px; border-right: 1px solid var(--fw-line); height: 100%; }
-.found { padding: 10px 12px 8px 14px; height: 100%; overflow-y: auto; }
+  grid-template-columns: minmax(190px, 0.8fr) minmax(0, 1.4fr); overflow-y: auto; }
+.ask { padding: 10px 12px 0 16px; border-right: 1px solid var(--fw-line); height: 100%;
+  min-height: 260px; }
+.found { padding: 10px 12px 8px 14px; }
 @media (max-width: 620px) {
   :host { grid-template-columns: minmax(0, 1fr); height: auto; }
   .ask { border-right: none; border-bottom: 1px solid var(--fw-line); height: 420px; }

@@ -22,9 +22,9 @@ from core.campaign.store import Snapshot
 
 _CSS = """
 :host { display: grid !important; grid-template-columns: minmax(0, 1.15fr) minmax(0, 1fr);
-  gap: 0 16px; height: 100%; padding: 12px 0 0 16px; box-sizing: border-box; }
-.receipt { overflow-y: auto; padding-bottom: 10px; }
-.snapshots { border-left: 1px solid var(--fw-line); height: 100%; }
+  gap: 0 16px; height: 100%; padding: 12px 0 0 16px; box-sizing: border-box; overflow-y: auto; }
+.receipt { padding-bottom: 10px; }
+.snapshots { border-left: 1px solid var(--fw-line); height: 100%; min-height: 220px; }
 @media (max-width: 620px) {
   :host { grid-template-columns: minmax(0, 1fr); height: auto; }
   .receipt { padding-right: 16px; }
