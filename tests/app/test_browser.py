@@ -1,5 +1,6 @@
 """The page in a Chromium, each test on a campaign of its own. Non-local requests are blocked."""
 
+import contextlib
 import io
 import json
 import random
@@ -272,7 +273,11 @@ def test_dark_mode_reaches_canvas_plots_and_tables(watched, serve, ran):
             wait_for(lambda part=part: np.median(pixels(page, part)) < 60)
         bright = (pixels(page, ".tabs").min(axis=-1) > 230).mean()
         assert bright < 0.1, f"{tab}: {bright:.0%} of it is still white"
-    page.get_by_role("button", name="Toggle theme").click()
+    for _ in range(3):  # a click on a page that is still drawing may be lost
+        page.get_by_role("button", name="Toggle theme").click()
+        with contextlib.suppress(AssertionError):
+            wait_for(lambda: np.median(pixels(page, ".controls")) > 200, 15)
+            break
     for tab in ("Traces", "Calibration", "Learning", "Fine-tune", "Settings", "Log"):
         page.get_by_role("tab", name=tab).click()
         for part in (".stage", ".tabs", ".queue", ".controls"):
