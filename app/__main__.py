@@ -29,6 +29,15 @@ Json = Annotated[
     bool, typer.Option("--json", help="Print the figures as one JSON object on the last line.")
 ]
 Campaign = Annotated[Path, typer.Argument(help="Campaign directory.")]
+EnergyUnit = Annotated[
+    str | None, typer.Option(help="Unit of the energies: eV, kcal/mol, Hartree, ...")
+]
+ForceUnit = Annotated[
+    str | None, typer.Option(help="Unit of the forces: eV/A, kcal/mol/A, Hartree/Bohr, ...")
+]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of all random numbers.")]
+Precision = Annotated[str, typer.Option(help="float32 or float64.")]
+Threads = Annotated[int, typer.Option(min=0, max=64, help="CPU threads; 0 for all.")]
 PATIENCE_S = 10.0
 """Longest wait for a worker that is at work."""
 
@@ -150,12 +159,8 @@ def export(
 def import_labels(
     directory: Campaign,
     file: Annotated[Path, typer.Argument(metavar="FILE.extxyz", help="Labels to read.")],
-    energy_unit: Annotated[
-        str | None, typer.Option(help="Unit of the energies: eV, kcal/mol, Hartree, ...")
-    ] = None,
-    force_unit: Annotated[
-        str | None, typer.Option(help="Unit of the forces: eV/A, kcal/mol/A, Hartree/Bohr, ...")
-    ] = None,
+    energy_unit: EnergyUnit = None,
+    force_unit: ForceUnit = None,
     level: Annotated[
         str | None, typer.Option(help="Level of theory, as flywise export writes it.")
     ] = None,
@@ -344,15 +349,11 @@ def finetune(
         Path | None, typer.Option(help="Labelled frames of the foundation's pretraining.")
     ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Gradient steps at most.")] = 2000,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of all random numbers.")] = 1,
-    dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
-    threads: Annotated[int, typer.Option(min=0, max=64, help="CPU threads; 0 for all.")] = 0,
-    energy_unit: Annotated[
-        str | None, typer.Option(help="Unit of the energies: eV, kcal/mol, Hartree, ...")
-    ] = None,
-    force_unit: Annotated[
-        str | None, typer.Option(help="Unit of the forces: eV/A, kcal/mol/A, Hartree/Bohr, ...")
-    ] = None,
+    seed: Seed = 1,
+    dtype: Precision = "float32",
+    threads: Threads = 0,
+    energy_unit: EnergyUnit = None,
+    force_unit: ForceUnit = None,
     as_json: Json = False,
 ) -> None:
     """Fine-tune a model on a file of labels, with a receipt. Ctrl-C keeps a checkpoint."""
@@ -422,9 +423,9 @@ def evaluate(
         float, typer.Option(min=0.01, help="Of dynamics at each temperature.")
     ] = 5.0,
     trials: Annotated[int, typer.Option(min=1, help="Random starts of the search.")] = 20,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of all random numbers.")] = 1,
-    dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
-    threads: Annotated[int, typer.Option(min=0, max=64, help="CPU threads; 0 for all.")] = 0,
+    seed: Seed = 1,
+    dtype: Precision = "float32",
+    threads: Threads = 0,
     as_json: Json = False,
 ) -> None:  # fmt: skip
     """Test models on labels and on physics, side by side: which to deploy, and why."""

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from core.assets import model_folder
+from core.campaign import pretraining
 from core.campaign.canary import Residuals
 from core.contracts import LabelSet, Potential
-from core.potentials import bundle
 
 PROBES = 12
 """Structures of the pretraining's kind on which it is measured how far the forces have moved."""
@@ -30,7 +28,8 @@ class Accounts:
     def __init__(self, potential: Potential, model: str) -> None:
         self._potential = potential
         self._foundation = potential.get_theta()
-        structures = _probes(potential, model)
+        known = pretraining.structures(potential, pretraining.brought(model))
+        structures = known[:: max(1, len(known) // PROBES)][:PROBES]
         found = potential.predict(structures).forces if structures else ()
         assert found is not None
         self._probes = structures
@@ -93,18 +92,6 @@ def _pairs(before: Residuals, after: Residuals, which: slice) -> dict[str, Any]:
         "energy": [old.energy, new.energy],
         "force": [old.force, new.force],
     }
-
-
-def _probes(potential: Potential, model: str) -> tuple[Any, ...]:
-    """Return structures of the foundation's own distribution, spread over what it brings."""
-    frames = None
-    if Path(model).is_dir() or ":" not in model:
-        folder = model_folder(model) if model == "bundled" else Path(model)
-        frames = bundle.replay(folder) if folder.is_dir() else None
-    frames = frames or bundle.replay(model_folder("bundled"))
-    known = set(potential.elements)
-    usable = [s for s in frames.structures if set(s.numbers) <= known] if frames else []
-    return tuple(usable[:: max(1, len(usable) // PROBES)][:PROBES])
 
 
 def joined(first: LabelSet, second: LabelSet) -> LabelSet:

@@ -12,7 +12,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from core.assets import model_folder
+from core.campaign import pretraining
 from core.campaign.finetune import read_labels
 from core.campaign.labels import Declared
 from core.contracts import LabelSet, Potential, Reference
@@ -20,7 +20,6 @@ from core.errors import InputError
 from core.evaluation import accuracy, minima, stability
 from core.evaluation.finding import Finding
 from core.evaluation.repulsion import repulsion
-from core.potentials import bundle
 from core.potentials import load as load_potential
 from core.reference import make as make_reference
 from core.structures import Structure
@@ -73,7 +72,10 @@ def evaluate(
         for structure in given.structures:
             potential.check(structure)
     first = next(iter(potentials.values()))
-    own = _pretraining(inquiry, first)
+    if inquiry.pretraining is not None:
+        own: LabelSet | None = read_labels(inquiry.pretraining, Declared())[0]
+    else:
+        own = pretraining.brought(inquiry.models[0]) or pretraining.predicted(first, None)
     start = given.structures[0]
     reference = None
     if inquiry.reference is not None:
@@ -95,24 +97,6 @@ def evaluate(
             "torch": torch.__version__, "dtype": inquiry.dtype, "seed": inquiry.seed,
         },
     }  # fmt: skip
-
-
-def _pretraining(inquiry: Inquiry, first: Potential) -> LabelSet | None:
-    """Return frames of the first model's own distribution that it knows the elements of."""
-    if inquiry.pretraining is not None:
-        return read_labels(inquiry.pretraining, Declared())[0]
-    folder = Path(model_folder(inquiry.models[0]))
-    frames = bundle.replay(folder) if folder.is_dir() else None
-    if frames is not None:
-        return frames
-    frames = bundle.replay(model_folder("bundled"))
-    known = set(first.elements)
-    usable = [s for s in frames.structures if set(s.numbers) <= known] if frames else []
-    if not usable:
-        return None
-    predicted = first.predict(usable)
-    assert predicted.forces is not None
-    return LabelSet(tuple(usable), predicted.energies, predicted.forces)
 
 
 def _tests(

@@ -16,8 +16,8 @@ from typing import Literal, cast
 import ase.data
 import numpy as np
 
-from core.assets import model_folder
 from core.campaign import labels as label_files
+from core.campaign import pretraining as frames_of
 from core.contracts import Label, LabelSet, Potential
 from core.errors import InputError
 from core.finetuning import e0
@@ -90,7 +90,7 @@ def finetune(
     tuning = Tuning(
         foundation, given, chosen, order.tuning,
         isolated=isolated_energies(foundation, given, order.isolated, order.reference),
-        pretraining=pretraining(order, foundation, chosen.rehearsal == "pseudolabels"),
+        pretraining=pretraining(order, foundation),
         held_out=held_out,
     )  # fmt: skip
     order.out.mkdir(parents=True, exist_ok=True)
@@ -222,27 +222,17 @@ def isolated_atom(number: int, reference: str) -> float:
     return make_reference(reference, spin=unpaired).compute(atom).energy
 
 
-def pretraining(order: Order, foundation: Potential, as_predicted: bool) -> LabelSet | None:
+def pretraining(order: Order, foundation: Potential) -> LabelSet | None:
     """Return frames of the foundation's own distribution: a file's, or those it brings.
 
     Where it brings none, the structures of the bundled model's serve with the foundation's own
     predictions, unless a rehearsal of labels was asked for.
     """
-    frames = None
     if order.rehearsal is not None:
-        frames, _ = read_labels(order.rehearsal, label_files.Declared())
-    elif Path(model_folder(order.model)).is_dir():
-        frames = bundle.replay(model_folder(order.model))
-    if frames is not None and not as_predicted:
+        frames: LabelSet | None = read_labels(order.rehearsal, label_files.Declared())[0]
+    else:
+        frames = frames_of.brought(order.model)
+    rehearsal = strategy(order.strategy).rehearsal
+    if rehearsal == "labels" or (frames is not None and not rehearsal):
         return frames
-    if frames is None and strategy(order.strategy).rehearsal == "labels":
-        return None
-    if frames is None:
-        frames = bundle.replay(model_folder("bundled"))
-    known = set(foundation.elements)
-    usable = [s for s in frames.structures if set(s.numbers) <= known] if frames else []
-    if not usable:
-        return None
-    predicted = foundation.predict(usable)
-    assert predicted.forces is not None
-    return LabelSet(tuple(usable), predicted.energies, predicted.forces)
+    return frames_of.predicted(foundation, frames)

@@ -241,6 +241,13 @@ class Tuning:
                 "nothing here says how they do elsewhere."
             )
         yield from e0.warnings(self.isolated)
+        held_out = () if self._held_out is None else self._held_out.structures
+        foreign = sorted({s.formula for s in held_out if not self.isolated.covers(s)})
+        if foreign:
+            yield (
+                f"The labels do not fix the total energy of {', '.join(foreign)}, held out: its "
+                "errors there mean nothing; compare energies within a composition."
+            )
 
 
 def split(

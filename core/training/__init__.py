@@ -7,7 +7,7 @@ It knows potentials only through their contract.
 from core.training.data import Dataset, Example, batches
 from core.training.loss import Loss
 from core.training.moves import Blocks, LowRank
-from core.training.trainer import Progress, Task, Trainer, TrainerSettings, evaluate, mean_loss
+from core.training.trainer import Progress, Task, Trainer, TrainerSettings, mean_loss
 
 __all__ = [
     "Blocks",
@@ -20,6 +20,5 @@ __all__ = [
     "Trainer",
     "TrainerSettings",
     "batches",
-    "evaluate",
     "mean_loss",
 ]

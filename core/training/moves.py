@@ -29,11 +29,6 @@ class Blocks:
         self.needed = [every[name] for name in self.names]
         self.free: list[torch.Tensor] = list(self.needed)
 
-    @property
-    def count(self) -> int:
-        """How many numbers are free."""
-        return sum(p.numel() for p in self.free)
-
     def pull(self, gradients: Sequence[torch.Tensor]) -> None:
         """Set the gradients of `free` from those of `needed`."""
         for p, gradient in zip(self.free, gradients, strict=True):

@@ -264,20 +264,3 @@ def mean_loss(potential: Potential, data: Dataset, loss: Loss, *, chunk: int = 3
         energy, forces = potential.energy_and_forces(example.graphs)
         total += float(loss(example, energy.detach(), forces)) * len(indices)
     return total / len(data)
-
-
-def evaluate(potential: Potential, data: Dataset, *, chunk: int = 64) -> tuple[float, float]:
-    """Return RMSE of energy per atom (eV/atom) and of force components (eV/Å)."""
-    sums = np.zeros(4)
-    for start in range(0, len(data), chunk):
-        indices = list(range(start, min(start + chunk, len(data))))
-        example = data.example(indices)
-        energy, forces = potential.energy_and_forces(example.graphs)
-        with torch.no_grad():
-            sums += [
-                float(((energy - example.energies) / example.n_atoms).pow(2).sum()),
-                len(indices),
-                float((forces - example.forces).pow(2).sum()),
-                forces.numel(),
-            ]
-    return float(np.sqrt(sums[0] / sums[1])), float(np.sqrt(sums[2] / sums[3]))

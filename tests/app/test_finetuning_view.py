@@ -40,6 +40,13 @@ def molecule(tmp_path_factory):
     return folder / "methane"
 
 
+def wait_for_the_end(directory):
+    """Processes of their own tell nobody when they end: they are looked at now and then."""
+    end = time.monotonic() + 120
+    while study.studies(directory)[-1].status == "running" and time.monotonic() < end:
+        time.sleep(0.3)
+
+
 def test_every_strategy_has_words():
     assert list(finetuning.STRATEGIES) == list(STRATEGIES)
 
@@ -72,9 +79,7 @@ def test_another_strategy_is_tried_beside_the_campaign(molecule):
     assert begun.status == "running" and begun.n_labels >= 3
     with pytest.raises(InputError, match="under way"):
         study.start(molecule, "naive", steps=5, model="bundled")
-    end = time.monotonic() + 120
-    while study.studies(molecule)[0].status == "running" and time.monotonic() < end:
-        time.sleep(0.3)
+    wait_for_the_end(molecule)
     (ended,) = study.studies(molecule)
     assert ended.status == "done", ended.problem
     moved = {b["part"] for b in ended.receipt["blocks"] if b["before"] != b["after"]}
@@ -87,17 +92,14 @@ def test_another_strategy_is_tried_beside_the_campaign(molecule):
 
 def test_one_that_fails_says_why_and_one_that_is_stopped_ends(molecule):
     number = study.start(molecule, "naive", steps=5, model="lennard-jones")
-    end = time.monotonic() + 120
-    while study.studies(molecule)[-1].status == "running" and time.monotonic() < end:
-        time.sleep(0.3)
+    wait_for_the_end(molecule)
     failed = study.studies(molecule)[-1]
     assert (
         failed.number == number and failed.status == "failed" and "does not know" in failed.problem
     )
     study.start(molecule, "naive", steps=100_000, model="bundled")
     study.stop(study.studies(molecule)[-1])
-    while study.studies(molecule)[-1].status == "running" and time.monotonic() < end:
-        time.sleep(0.3)
+    wait_for_the_end(molecule)
     assert study.studies(molecule)[-1].status == "stopped"
 
 

@@ -28,11 +28,12 @@ from common import cell, context, machine, table
 from core.campaign import extxyz
 from core.campaign.finetune import isolated_energies, label_set
 from core.campaign.labels import read
+from core.campaign.pretraining import brought, predicted
 from core.contracts import LabelSet
 from core.finetuning.receipt import errors
 from core.finetuning.strategies import STRATEGIES, strategy
 from core.finetuning.tuning import Tuning, TuningSettings, subset
-from core.potentials import bundle, load
+from core.potentials import load
 from core.potentials.convert import convert
 from core.potentials.mace import MacePotential
 from core.structures import Structure
@@ -104,24 +105,13 @@ def untrained(like: MacePotential, seed: int) -> MacePotential:
     return MacePotential(like.config, name="from scratch", dtype=like.dtype)
 
 
-def rehearsal(start: MacePotential, structures: tuple[Structure, ...]) -> LabelSet:
-    """Return frames of the bundled model's replay set, as `start` itself predicts them."""
-    known = set(start.elements)
-    usable = [s for s in structures if set(s.numbers) <= known]
-    found = start.predict(usable)
-    assert found.forces is not None
-    return LabelSet(tuple(usable), found.energies, found.forces)
-
-
 def ours(system: str, name: str, n: int, seed: int, folder: Path) -> dict[str, Any]:
     """Fine-tune by a strategy, "naive" from random weights for "scratch"."""
     train, test = data(system, n, seed)
     source = SYSTEMS[system][2]
     start = foundation(source, folder)
-    replayed = bundle.replay(Path(load_folder("bundled")))
-    assert replayed is not None
-    own = replayed if source == "bundled" and name != "pseudolabel-replay" else None
-    pretraining = own or rehearsal(start, replayed.structures)
+    own = brought("bundled") if source == "bundled" and name != "pseudolabel-replay" else None
+    pretraining = own or predicted(start, None)
     if name == "scratch":
         start = untrained(start, seed)
     per_epoch = -(-round(0.9 * n) // BATCH)
@@ -151,13 +141,6 @@ def ours(system: str, name: str, n: int, seed: int, folder: Path) -> dict[str, A
         "test": vars(errors(tuned, test)), "untuned": vars(before),
         "foundation_before": vars(own_errors[0]), "foundation_after": vars(own_errors[1]),
     }  # fmt: skip
-
-
-def load_folder(name: str) -> str:
-    """Return where a model lies."""
-    from core.assets import model_folder
-
-    return str(model_folder(name))
 
 
 def write(path: Path, labels: LabelSet) -> None:
@@ -193,9 +176,9 @@ def theirs(system: str, name: str, n: int, seed: int, folder: Path) -> dict[str,
             **PEER[name],
         }  # fmt: skip
         if name == "replay":
-            replayed = bundle.replay(Path(load_folder("bundled")))
-            assert replayed is not None
-            write(place / "replay.xyz", rehearsal(start, replayed.structures))
+            rehearsed = predicted(start, None)
+            assert rehearsed is not None
+            write(place / "replay.xyz", rehearsed)
             options |= {"pt_train_file": "replay.xyz", "force_mh_ft_lr": True}
         words = [f"--{key}={value}" for key, value in options.items()]
         run = [sys.executable, "-m", "mace.cli.run_train", *words, "--ema", "--amsgrad"]

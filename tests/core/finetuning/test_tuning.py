@@ -248,3 +248,11 @@ def test_a_posterior_moves_what_the_strategy_says(foundation, labels, kind):
     for theta in (potential.get_theta(), *posterior.members(state)):
         changed = torch.nonzero(theta != before)[:, 0]
         assert changed.tolist() == moving.tolist()
+
+
+def test_total_energies_of_other_compositions_are_not_promised(foundation, labels):
+    other = labelled(small_mace(2), frames(["CH4"], 3))
+    _, _, found = finished(foundation, labels, "naive", held_out=other)
+    assert any("do not fix the total energy of CH4" in note for note in found.notes)
+    _, _, found = finished(foundation, labels, "naive", held_out=labels)
+    assert not any("do not fix" in note for note in found.notes)
