@@ -5,8 +5,9 @@
 
 Each process trains on its share of the data, on one core; gradients are averaged. The learning
 rate falls in proportion to the time left. The run is bounded by time, writes checkpoints and
-continues from the last; `--start` begins at the weights of an earlier bundle. `--export` writes
-the averaged weights as a bundle, with the errors measured on molecules never trained on.
+continues from the last; `--start` begins at the weights of an earlier bundle, widened to
+`--channels`. `--export` writes the averaged weights as a bundle, with the errors measured on
+molecules never trained on.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from dataset import save as save_frames
 from gradients import Gradients, Shape, packed
 from molecules import FAMILIES, FIRST_ID, NUMBERS, is_exotic, scaffold
 from soap import Soap
+from widen import widened
 
 WORK = Path(__file__).resolve().parent / "work"
 LOG, CHECKS = WORK / "train.log", WORK / "checks.json"
@@ -183,7 +185,8 @@ def _model(arguments: argparse.Namespace, frames: list[Sample]) -> MacePotential
         state = torch.load(arguments.checkpoint, weights_only=True)
         return MacePotential(state["config"], name="bundled")
     if arguments.start is not None:
-        return cast(MacePotential, load_potential(str(arguments.start)))
+        start = cast(MacePotential, load_potential(str(arguments.start)))
+        return widened(start, arguments.channels, arguments.seed)
     return new_potential(frames, arguments.channels, arguments.cutoff, arguments.seed)
 
 
@@ -394,7 +397,7 @@ def export(arguments: argparse.Namespace) -> None:
     potential = MacePotential(state["config"], name="bundled")
     potential.set_theta(state["average"])
     about = {
-        "title": "Flywise bundled foundation model, version 2",
+        "title": "Flywise bundled foundation model, version 3",
         "label_fingerprint": "GFN1-xTB (tblite)",
         "training": {
             "frames": len(frames),
