@@ -44,6 +44,9 @@ SPICE = SHARED / "models" / "mace-spice.model"
 THREADS, DTYPE, BATCH, EPOCHS, TESTS = 2, "float64", 5, 40, 200
 LABELS, SEEDS, CURVE = 50, (1, 2), (10, 20, 50, 100, 200, 500)
 CURVES = ("naive", "lora", "replay")
+WRONG_E0 = "naive-e0-kept"
+"""Naive fine-tuning with the energies of the foundation's isolated atoms, of another method."""
+ROWS = (*STRATEGIES, "scratch", WRONG_E0)
 PEER = {
     "naive": {},
     "freeze-products": {"freeze": 5},
@@ -106,7 +109,7 @@ def untrained(like: MacePotential, seed: int) -> MacePotential:
 
 
 def ours(system: str, name: str, n: int, seed: int, folder: Path) -> dict[str, Any]:
-    """Fine-tune by a strategy, "naive" from random weights for "scratch"."""
+    """Fine-tune by a strategy; naively from random weights for "scratch", or with E0s kept."""
     train, test = data(system, n, seed)
     source = SYSTEMS[system][2]
     start = foundation(source, folder)
@@ -121,8 +124,11 @@ def ours(system: str, name: str, n: int, seed: int, folder: Path) -> dict[str, A
     )  # fmt: skip
     began = time.perf_counter()
     tuning = Tuning(
-        start, train, strategy("naive" if name == "scratch" else name), settings,
-        isolated=isolated_energies(start, train, "estimated", None), pretraining=pretraining,
+        start, train, strategy(name if name in STRATEGIES else "naive"), settings,
+        isolated=isolated_energies(
+            start, train, "kept" if name == WRONG_E0 else "estimated", None
+        ),
+        pretraining=pretraining,
     )  # fmt: skip
     prepared = time.perf_counter() - began
     curve = []
@@ -201,7 +207,7 @@ def wanted() -> list[tuple[str, str, str, int, int]]:
     cells = []
     for seed in SEEDS:
         for system in SYSTEMS:
-            for name in [*STRATEGIES, "scratch"]:
+            for name in ROWS:
                 if name in PEER and system != "gfn2":
                     cells.append(("mace", system, name, LABELS, seed))
                 cells.append(("flywise", system, name, LABELS, seed))
@@ -252,7 +258,7 @@ def _mean(cells: list[dict[str, Any]], *path: str) -> float:
 def _strategies(found: dict[Any, dict[str, Any]]) -> str:
     rows = []
     for system in SYSTEMS:
-        for name in [*STRATEGIES, "scratch"]:
+        for name in ROWS:
             cells = [c for k, c in found.items() if k[:4] == ("flywise", system, name, LABELS)]
             if cells:
                 rows.append([
