@@ -38,7 +38,7 @@ $(VENV)/.installed: $(PINNED) | $(BIN)/python
 	@touch $@
 
 $(VENV)/.installed-dev: $(PINNED) | $(BIN)/python
-	$(BIN)/python -m pip install -e '.[xtb,chem,dev]' -c constraints.txt
+	$(BIN)/python -m pip install -e '.[xtb,chem,dft,dev]' -c constraints.txt
 	@touch $@ $(VENV)/.installed
 
 install: $(VENV)/.installed

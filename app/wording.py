@@ -98,6 +98,8 @@ def method(reference: str) -> str:
     names = {"gfn1-xtb": "GFN1-xTB", "gfn2-xtb": "GFN2-xTB"}
     if reference.startswith("teacher:"):
         return "teacher potential"
+    if reference.startswith(("dft:", "ase:")):
+        return reference.partition(":")[2].partition(" ")[0]
     return names.get(reference, reference)
 
 

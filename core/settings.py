@@ -273,7 +273,8 @@ class LabellingSettings(_Section):
     reference: str = Field(
         "gfn2-xtb",
         title="Level of theory",
-        description="gfn1-xtb, gfn2-xtb, or teacher:BUNDLE (a frozen potential).",
+        description="gfn1-xtb, gfn2-xtb, dft:FUNCTIONAL/BASIS (PySCF), ase:CALCULATOR (any that "
+        "ASE drives, with its options as JSON), or teacher:BUNDLE (a frozen potential).",
     )
     mode: Literal["approve", "threshold", "batch"] = Field(
         "threshold",

@@ -75,12 +75,19 @@ MODEL_HELP = {
     "": "A bundle on this machine: a folder with config.json and model.safetensors. MACE "
     "checkpoints (.model) are pickles, which run code when opened, and are not accepted.",
 }
-LEVELS = {"GFN2-xTB": "gfn2-xtb", "GFN1-xTB": "gfn1-xtb", "Teacher": "teacher:"}
+LEVELS = {"GFN2-xTB": "gfn2-xtb", "GFN1-xTB": "gfn1-xtb", "DFT": "dft:", "Teacher": "teacher:"}
 LEVEL_HELP = {
     "gfn2-xtb": "A fast quantum method: good for learning how it works, and for screening.",
     "gfn1-xtb": "The method the bundled model was trained on.",
+    "dft:": "Density functional theory with PySCF: functional and basis set; add /df for density "
+    "fitting. Programs such as ORCA or VASP are named in a settings file, with flywise run.",
     "teacher:": "A frozen potential as reference, by name or by the path of a bundle folder.",
 }
+
+FUNCTIONAL = "PBE/def2-SVP"
+"""Offered at first."""
+UNNAMED = {"dft:": "Name functional and basis set.", "teacher:": "Name the teacher potential."}
+"""Said while the name is missing that a level of theory needs."""
 
 FETCH = (
     "<p>Foundation models such as MACE-OFF and MACE-MP are fetched once, in a terminal, where "
@@ -198,10 +205,14 @@ class Setup(pn.viewable.Viewer):
         self._model_help = _html("")
         self._level = _options(list(LEVELS), "Level of theory")
         self._teacher = _text("Name or path of the teacher potential")
+        self._functional = _text("Functional/basis", value=FUNCTIONAL)
         self._level_help = _html("")
         for widget in (self._how, self._pick, self._smiles, self._file):
             widget.param.watch(lambda _: self._choose_source(), "value")
-        for widget in (self._model, self._published, self._folder, self._level, self._teacher):
+        for widget in (
+            self._model, self._published, self._folder, self._level, self._functional,
+            self._teacher,
+        ):  # fmt: skip
             widget.param.watch(lambda _: self._choose_method(), "value")
 
     def _choices(self) -> pn.Column:
@@ -209,7 +220,8 @@ class Setup(pn.viewable.Viewer):
             _card("1", "Structure", self._how, self._pick, self._smiles, self._file,
                   self._formats, self._problem),
             _card("2", "Model", self._model, self._published, self._folder, self._model_help),
-            _card("3", "Level of theory", self._level, self._teacher, self._level_help),
+            _card("3", "Level of theory", self._level, self._functional, self._teacher,
+                  self._level_help),
             _card("", "Everything else", _html("<p>Defaults that suit most molecules.</p>"),
                   self._accordion()),
             margin=0, css_classes=["choices"], stylesheets=[_CHOICES_CSS],
@@ -296,7 +308,8 @@ class Setup(pn.viewable.Viewer):
 
     def _choose_method(self) -> None:
         model, level = MODELS[self._model.value], LEVELS[self._level.value]
-        self._folder.visible, self._teacher.visible = model == "", level == "teacher:"
+        self._folder.visible = model == ""
+        self._functional.visible, self._teacher.visible = level == "dft:", level == "teacher:"
         self._model_help.object = f"<p>{MODEL_HELP[model]}</p>"
         self._level_help.object = f"<p>{LEVEL_HELP[level]}</p>"
         self._published.visible = False
@@ -304,7 +317,9 @@ class Setup(pn.viewable.Viewer):
             model = self._folder.value.strip()
         elif model == "published":
             model = self._fetched()
-        if level == "teacher:":
+        if level == "dft:":
+            level += self._functional.value.strip()
+        elif level == "teacher:":
             level += self._teacher.value.strip()
         given = self._given.with_value("potential.model", model)
         self._given = given.with_value("labelling.reference", level)
@@ -392,8 +407,9 @@ class Setup(pn.viewable.Viewer):
         except FlywiseError as error:
             lines.append(_bad(error))
             ready = False
-        if self._given.labelling.reference == "teacher:":
-            lines.append('<p class="bad">Name the teacher potential.</p>')
+        unnamed = UNNAMED.get(self._given.labelling.reference)
+        if unnamed:
+            lines.append(f'<p class="bad">{unnamed}</p>')
             ready = False
         if self._wrong:
             lines.append('<p class="bad">A field under “Everything else” is not accepted.</p>')

@@ -1,7 +1,8 @@
-"""Where labels come from: GFN-xTB, or a teacher model; `make` turns a setting into a reference.
+"""Where labels come from: GFN-xTB, DFT, any program ASE drives, or a teacher model.
 
-`Structure -> Label | Failure`. `submitter` runs references in processes, each label bought once.
-Importing this package loads nothing heavy: label processes set their environment first.
+`Structure -> Label | Failure`. `make` turns a setting into a reference; `submitter` runs references
+in processes, each label bought once. Importing this package loads nothing heavy: label processes
+set their environment first.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from core.errors import SettingsError
 if TYPE_CHECKING:
     from core.contracts import Reference
 
-ACCEPTED = ("gfn1-xtb", "gfn2-xtb", "teacher:BUNDLE")
+ACCEPTED = (
+    "gfn1-xtb", "gfn2-xtb", "dft:FUNCTIONAL/BASIS", "ase:CALCULATOR", "teacher:BUNDLE",
+)  # fmt: skip
 """What `make` accepts; BUNDLE is a model's name or the path of a bundle folder."""
 
 
@@ -33,6 +36,14 @@ def make(name: str, *, charge: int = 0, spin: int = 0) -> Reference:
         from core.reference.xtb import XtbReference
 
         return XtbReference(kind.replace("gfn", "GFN").replace("xtb", "xTB"), charge, spin)
+    if kind == "dft" and rest:
+        from core.reference import dft
+
+        return dft.of_name(rest, charge=charge, spin=spin)
+    if kind == "ase" and rest:
+        from core.reference import program
+
+        return program.of_name(rest, charge=charge, spin=spin)
     if kind == "teacher" and rest:
         from core.reference.teacher import of_bundle
 

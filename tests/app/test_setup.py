@@ -5,7 +5,7 @@ import pytest
 
 from app.library import Past, library
 from app.views import setup
-from app.views.setup import CHOSEN, MAX_UPLOAD_MB, MOLECULES, Setup, cost
+from app.views.setup import CHOSEN, LEVELS, MAX_UPLOAD_MB, MOLECULES, Setup, cost
 from core.campaign.preflight import Trial
 from core.campaign.reader import CampaignReader
 from core.settings import fields, from_dict
@@ -144,6 +144,16 @@ def test_a_teacher_needs_a_name(page):
     page._teacher.value = "bundled"
     assert not page._create.disabled
     assert page._given.labelling.reference == "teacher:bundled"
+
+
+def test_dft_needs_a_functional_and_programs_are_not_named_in_a_browser(page):
+    page._level.value = "DFT"
+    assert page._given.labelling.reference == "dft:PBE/def2-SVP" and not page._create.disabled
+    page._functional.value = " "
+    assert "Name functional" in page._checks.object and page._create.disabled
+    page._functional.value = "ase:orca"
+    assert page._given.labelling.reference == "dft:ase:orca"
+    assert not any(level.startswith("ase") for level in LEVELS.values())
 
 
 def test_every_other_field_is_in_the_form_and_an_error_holds_the_start(page, made):

@@ -14,9 +14,9 @@ def test_a_method_by_name(name):
     assert " GFN2-xTB charge=1 spin=1 " in make(name, charge=1, spin=1).fingerprint
 
 
-@pytest.mark.parametrize("name", ["", "b3lyp", "teacher", "teacher:", "gfn2-xtb:x"])
+@pytest.mark.parametrize("name", ["", "b3lyp", "teacher", "teacher:", "gfn2-xtb:x", "dft:", "ase:"])
 def test_unknown_names_list_what_is_accepted(name):
-    with pytest.raises(SettingsError, match="accepted: gfn1-xtb, gfn2-xtb, teacher:BUNDLE"):
+    with pytest.raises(SettingsError, match="accepted: gfn1-xtb, gfn2-xtb, dft:FUNCTIONAL/BASIS"):
         make(name)
 
 
