@@ -21,7 +21,8 @@ import numpy as np
 import safetensors.torch
 import torch
 
-from core.contracts import Info, LabelSet, Potential, Spread
+from core.contracts import Info, LabelSet, Potential
+from core.posterior.tangent import Tangent
 from core.structures import Structure, to_voigt
 
 FRACTIONS = (1.0, 0.5, 0.25, 0.12, 0.06, 0.03)
@@ -40,8 +41,6 @@ FIRST_ROUNDS = 3
 """Linearisations of the first update, which moves the weights farthest."""
 GROUP = 9
 """Labels whose rows `restore` takes together."""
-FORCE_MEMBERS = 8
-"""Members whose forces are evaluated; energies use all of them."""
 
 
 class Rows:
@@ -141,7 +140,7 @@ class State:
     seed: int = 0
 
 
-class Linearised:
+class Linearised(Tangent):
     """Algorithm object; see `core.contracts.Posterior`.
 
     Args:
@@ -170,18 +169,12 @@ class Linearised:
         max_iterations: int = 6,
         stop_gain: float = 0.01,
     ) -> None:
-        self.potential = potential
+        super().__init__(potential, elements, moving, noise_stress)
         self.prior_std, self.noise_energy, self.noise_force = prior_std, noise_energy, noise_force
-        self.noise_stress = noise_stress
         self.members_count, self.bias_std = members, bias_std
         self.max_iterations, self.stop_gain = max_iterations, stop_gain
         self.prior_theta = potential.get_theta()
-        self._members = potential.members()
-        self._columns = potential.relevant(np.array(elements or potential.elements))
-        if moving is not None:
-            self._columns = self._columns[torch.isin(self._columns, moving)]
         self._width = len(self._columns) + 1
-        self._spreading: tuple[torch.Tensor, torch.Tensor] | None = None
 
     # ------------------------------------------------------------------ contract
 
@@ -216,50 +209,9 @@ class Linearised:
         moved = float((state.theta - self.prior_theta).norm())
         return state, Info({"iterations": iterations, "objective": objective, "moved": moved})
 
-    def activate(self, state: State) -> None:
-        """Put the mean weights in force."""
-        self.potential.set_theta(state.theta)
-
-    def spread(self, state: State, structure: Structure) -> Spread:
-        """Mean and standard deviations for one structure; the mean weights must be active."""
-        found = self.potential.derivatives(structure)
-        n = min(FORCE_MEMBERS, len(state.directions))
-        changes = state.directions[:, :-1] @ found.gradient[self._columns]
-        slopes, stress = self._members.slopes(structure, state.theta, self._first(state, n))
-        known = self.noise_stress is not None and stress is not None
-        return Spread(
-            energy=found.energy + state.bias,
-            forces=found.forces,
-            sigma_energy=self.energy_sigma(state, changes.numpy()),
-            sigma_forces=np.sqrt((slopes**2).sum(-1).mean(0)),
-            stress=found.stress if known else None,
-            sigma_stress=float(np.sqrt((stress**2).mean(0).max())) if known else math.nan,  # type: ignore[operator]
-        )
-
-    def watched(self, state: State) -> torch.Tensor:
-        """Directions for `Evaluator.watch`; the standard deviation follows by `energy_sigma`."""
-        return state.directions[:, :-1].contiguous()
-
-    def energy_sigma(self, state: State, changes: np.ndarray) -> float:
-        """Return σ of the total energy, eV, from its `changes` (M,) along the directions."""
-        energy = changes + state.directions[:, -1].double().numpy() * self._bias_unit
-        return float(np.sqrt((energy.astype(float) ** 2).mean()))
-
-    def members(self, state: State) -> torch.Tensor:
-        """Weights of the ensemble members, (M, P)."""
-        return state.theta + self._full(state.directions[:, :-1])
-
-    def _first(self, state: State, n: int) -> torch.Tensor:
-        """Return the first n directions as (n, P), kept while the state is the same."""
-        if self._spreading is None or self._spreading[0] is not state.directions:
-            self._spreading = state.directions, self._full(state.directions[:n, :-1])
-        return self._spreading[1]
-
-    def _full(self, vectors: torch.Tensor) -> torch.Tensor:
-        """Return (M, K) of the weights in use as (M, P)."""
-        whole = vectors.new_zeros(len(vectors), self.potential.n_parameters)
-        whole[:, self._columns] = vectors
-        return whole
+    def biases(self, state: State) -> tuple[float, np.ndarray]:
+        """Return the constant energy bias and its samples (M,), eV."""
+        return state.bias, state.directions[:, -1].double().numpy() * self._bias_unit
 
     # ------------------------------------------------------------------ rows
 

@@ -239,15 +239,30 @@ def test_a_posterior_moves_what_the_strategy_says(foundation, labels, kind):
     blocks = potential.blocks()
     moving = torch.cat([torch.arange(blocks[n].start, blocks[n].stop) for n in names])
     given = PosteriorSettings(kind=kind, sghmc_steps=20, chains=2)
-    posterior = make(potential, given, Noise(0.01, 0.1), energy_tolerance=0.02, moving=moving)
-    before = potential.get_theta()
     some = subset(labels, np.arange(3))
+    posterior = make(
+        potential, given, Noise(0.01, 0.1), energy_tolerance=0.02, moving=moving,
+        elements=sorted({int(z) for s in some.structures for z in s.numbers}),
+    )  # fmt: skip
+    before = potential.get_theta()
     state, _ = posterior.update(
         posterior.init(np.random.default_rng(0)), some, np.random.default_rng(0)
     )
     for theta in (potential.get_theta(), *posterior.members(state)):
         changed = torch.nonzero(theta != before)[:, 0]
         assert changed.tolist() == moving.tolist()
+    watched = posterior.watched(state)
+    if watched is not None:
+        assert_watched(potential, posterior, state, watched, some.structures[0])
+
+
+def assert_watched(potential, posterior, state, watched, structure):
+    """The spread from what a simulation watches is that of the judged frame."""
+    evaluator = potential.evaluator(structure)
+    evaluator.watch(watched)
+    evaluator(structure.positions)
+    seen = posterior.energy_sigma(state, evaluator.changes)
+    assert seen == pytest.approx(posterior.spread(state, structure).sigma_energy, rel=1e-4)
 
 
 def test_total_energies_of_other_compositions_are_not_promised(foundation, labels):
