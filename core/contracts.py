@@ -220,9 +220,17 @@ class Potential(Protocol):
         ...
 
     def rows(
-        self, structure: Structure, *, forces: bool = True, stress: bool = False
+        self,
+        structure: Structure,
+        *,
+        forces: bool = True,
+        stress: bool = False,
+        blocks: Sequence[str] | None = None,
     ) -> torch.Tensor:
-        """∂(E, F, σ)/∂θ: (1 + 3N + 6, P), energy row first; less without forces or stress."""
+        """∂(E, F, σ)/∂θ: (1 + 3N + 6, P), energy row first; less without forces or stress.
+
+        With `blocks`, of these parameters only, side by side in the order of `theta`.
+        """
         ...
 
     def derivatives(self, structure: Structure) -> Derivatives:

@@ -226,7 +226,9 @@ _FROM_FILES = {
 class PosteriorSettings(_Section):
     """How uncertainty over the weights is represented and learned."""
 
-    kind: Literal["linearised", "sghmc"] = Field("linearised", description="Posterior.")
+    kind: Literal["linearised", "last-layer", "deep-ensemble", "sghmc"] = Field(
+        "linearised", description="Posterior."
+    )
     prior_std: float = Field(0.3, gt=0, description="Prior spread of each weight (linearised).")
     noise_energy: Energy | None = Field(
         None, gt=0, title="Noise of the energy",
@@ -246,7 +248,18 @@ class PosteriorSettings(_Section):
     iterations: int = Field(
         6, ge=1, le=1000, description="Steps of the mean for each label (linearised)."
     )
-    members: int = Field(32, ge=2, le=128, description="Weight samples (linearised).")
+    members: int = Field(32, ge=2, le=128, description="Weight samples (linearised, last-layer).")
+    descent_steps: int = Field(
+        300, ge=10, description="Steps of fine-tuning at each update (last-layer, deep-ensemble)."
+    )
+    descent_rate: float = Field(
+        1e-3, gt=0, description="Learning rate of these (last-layer, deep-ensemble)."
+    )
+    ensemble: int = Field(5, ge=2, le=32, description="Members of a deep ensemble.")
+    ensemble_noise: float = Field(
+        0.1, ge=0, title="Spread of the members' starts",
+        description="Relative to each block of weights (deep-ensemble).",
+    )  # fmt: skip
     chains: int = Field(8, ge=2, le=64, description="Chains (sghmc).")
     sghmc_steps: int = Field(2000, ge=10, description="Steps per chain and label (sghmc).")
     sghmc_prior_std: float = Field(0.5, gt=0, description="Prior spread of each weight (sghmc).")

@@ -8,6 +8,9 @@ import torch
 
 from core.contracts import Posterior, Potential
 from core.errors import SettingsError
+from core.posterior.deep_ensemble import DeepEnsemble
+from core.posterior.descent import Descent
+from core.posterior.last_layer import LastLayer
 from core.posterior.linearised import Linearised
 from core.posterior.sghmc import Schedule, Sghmc
 from core.settings import Noise, PosteriorSettings
@@ -30,12 +33,30 @@ def make(
     Raises:
         SettingsError: a posterior that does not learn from stress was to do so.
     """
+    if settings.kind != "linearised" and noise.stress is not None:
+        raise SettingsError(
+            f"posterior.kind {settings.kind!r} does not learn from stress; use 'linearised', or no "
+            "trust.stress_tolerance."
+        )
+    descent = Descent(settings.descent_steps, settings.descent_rate, noise.energy, noise.force)
+    if settings.kind == "last-layer":
+        return LastLayer(
+            potential,
+            elements=elements,
+            moving=moving,
+            prior_std=settings.prior_std,
+            descent=descent,
+            members=settings.members,
+        )
+    if settings.kind == "deep-ensemble":
+        return DeepEnsemble(
+            potential,
+            descent=descent,
+            members=settings.ensemble,
+            noise=settings.ensemble_noise,
+            moving=moving,
+        )
     if settings.kind == "sghmc":
-        if noise.stress is not None:
-            raise SettingsError(
-                "posterior.kind 'sghmc' does not learn from stress; use 'linearised', or no "
-                "trust.stress_tolerance."
-            )
         return Sghmc(
             potential,
             prior_std=settings.sghmc_prior_std,

@@ -344,12 +344,23 @@ class TorchPotential(ABC):
         return positions if graphs.strain is None else [*positions, graphs.strain]
 
     def rows(
-        self, structure: Structure, *, forces: bool = True, stress: bool = False
+        self,
+        structure: Structure,
+        *,
+        forces: bool = True,
+        stress: bool = False,
+        blocks: Sequence[str] | None = None,
     ) -> torch.Tensor:
         """∂(E, F, σ)/∂θ at the weights in force: (1 + 3N + 6, P), energy row first.
 
-        The rows of the stress are those of `core.structures.VOIGT`.
+        The rows of the stress are those of `core.structures.VOIGT`. With `blocks`, the columns are
+        those of these parameters only, in the order of `theta`.
         """
+        wrt = [
+            p
+            for name, p in zip(self.blocks(), self._parameters, strict=True)
+            if blocks is None or name in blocks
+        ]
         graphs = self.graphs([structure])
         wanted = self._inputs(graphs, forces, stress)
         energy, _ = self.energies(graphs)
@@ -358,27 +369,16 @@ class TorchPotential(ABC):
         if stress:
             values.append(torch.stack([found[-1][0, i, j] for i, j in VOIGT]) / structure.volume)
         n = sum(len(v) for v in values)
-        out = torch.empty(1 + n, self.n_parameters, dtype=self.dtype)
-        self._fill(out[:1], energy, torch.ones(1, 1, dtype=self.dtype))
+        out = torch.empty(1 + n, sum(p.numel() for p in wrt), dtype=self.dtype)
+        _fill(out[:1], wrt, energy, torch.ones(1, 1, dtype=self.dtype))
         if values:
             together, ones = torch.cat(values), torch.eye(n, dtype=self.dtype)
             each = max(len(graphs.senders), 1) * self.edge_width
             chunk = max(LEAST_ROWS, ROW_NUMBERS // each)
             for start in range(0, n, chunk):
                 part = slice(start, start + chunk)
-                self._fill(out[1:][part], together, ones[part])
+                _fill(out[1:][part], wrt, together, ones[part])
         return out
-
-    def _fill(self, out: torch.Tensor, values: torch.Tensor, vectors: torch.Tensor) -> None:
-        grads = torch.autograd.grad(
-            values, self._parameters, vectors, is_grads_batched=True,
-            retain_graph=True, allow_unused=True, materialize_grads=True,
-        )  # fmt: skip
-        start = 0
-        for g in grads:
-            width = g[0].numel()
-            out[:, start : start + width] = g.reshape(len(out), width)
-            start += width
 
     def derivatives(self, structure: Structure) -> Derivatives:
         """Return energy, forces, stress where there is one, and ∂E/∂θ (P,)."""
@@ -506,3 +506,18 @@ def _split(values: torch.Tensor, sizes: tuple[int, ...]) -> tuple[np.ndarray, ..
 def _stress(slope: torch.Tensor, graphs: GraphBatch) -> np.ndarray:
     """Return the stress (S, 3, 3), eV/Å³, from ∂E/∂strain; nan where there is no volume."""
     return slope.detach().numpy().astype(np.float64) / graphs.volumes[:, None, None]
+
+
+def _fill(
+    out: torch.Tensor, wrt: Sequence[torch.Tensor], values: torch.Tensor, vectors: torch.Tensor
+) -> None:
+    """Write the derivatives of vectors · values by some tensors, side by side, into `out`."""
+    grads = torch.autograd.grad(
+        values, wrt, vectors, is_grads_batched=True,
+        retain_graph=True, allow_unused=True, materialize_grads=True,
+    )  # fmt: skip
+    start = 0
+    for g in grads:
+        width = g[0].numel()
+        out[:, start : start + width] = g.reshape(len(out), width)
+        start += width

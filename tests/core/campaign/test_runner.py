@@ -171,10 +171,12 @@ def test_an_interrupted_campaign_ends_as_an_uninterrupted_one(finished, prepared
     np.testing.assert_allclose(resumed["energy"], whole["energy"], atol=2e-5)
 
 
-def test_another_posterior_drives_the_same_loop(prepared):
+@pytest.mark.parametrize("kind", ["sghmc", "last-layer", "deep-ensemble"])
+def test_another_posterior_drives_the_same_loop(prepared, kind):
     directory = prepared(
-        posterior__kind="sghmc", posterior__sghmc_steps=20, posterior__chains=2, dynamics__steps=60
-    )
+        posterior__kind=kind, posterior__sghmc_steps=20, posterior__chains=2,
+        posterior__descent_steps=20, posterior__ensemble=2, dynamics__steps=60,
+    )  # fmt: skip
     state = worker.run_inline(directory)
     assert state.trusted and (state.phase == "finished" or state.updates_refused)
 

@@ -80,6 +80,14 @@ def test_rows_equal_finite_differences_in_the_weights(potential, molecule):
     np.testing.assert_allclose(rows[:, index], numeric, rtol=1e-5, atol=1e-6)
 
 
+def test_rows_of_some_blocks_are_their_columns(potential, molecule):
+    blocks = potential.blocks()
+    some = [name for k, name in enumerate(blocks) if k % 2 == 0]
+    columns = torch.cat([torch.arange(blocks[n].start, blocks[n].stop) for n in some])
+    rows = potential.rows(molecule, blocks=some)
+    torch.testing.assert_close(rows, potential.rows(molecule)[:, columns])
+
+
 def test_slopes_along_directions_are_the_force_rows_times_them(potential, molecule):
     rows = potential.rows(molecule)
     directions = 0.02 * torch.randn(3, potential.n_parameters, dtype=potential.dtype)
