@@ -226,7 +226,7 @@ _FROM_FILES = {
 class PosteriorSettings(_Section):
     """How uncertainty over the weights is represented and learned."""
 
-    kind: Literal["linearised", "last-layer", "deep-ensemble", "sghmc"] = Field(
+    kind: Literal["linearised", "last-layer", "deep-ensemble", "blip", "sghmc"] = Field(
         "linearised", description="Posterior."
     )
     prior_std: float = Field(0.3, gt=0, description="Prior spread of each weight (linearised).")
@@ -250,15 +250,29 @@ class PosteriorSettings(_Section):
     )
     members: int = Field(32, ge=2, le=128, description="Weight samples (linearised, last-layer).")
     descent_steps: int = Field(
-        300, ge=10, description="Steps of fine-tuning at each update (last-layer, deep-ensemble)."
-    )
+        300, ge=10,
+        description="Steps of fine-tuning at each update (last-layer, deep-ensemble, blip).",
+    )  # fmt: skip
     descent_rate: float = Field(
-        1e-3, gt=0, description="Learning rate of these (last-layer, deep-ensemble)."
+        1e-3, gt=0, description="Learning rate of these (last-layer, deep-ensemble, blip)."
     )
     ensemble: int = Field(5, ge=2, le=32, description="Members of a deep ensemble.")
     ensemble_noise: float = Field(
         0.1, ge=0, title="Spread of the members' starts",
         description="Relative to each block of weights (deep-ensemble).",
+    )  # fmt: skip
+    passes: int = Field(8, ge=2, le=128, description="Stochastic evaluations of a frame (blip).")
+    blip_prior: float = Field(
+        1e-3, gt=0, lt=0.3, title="Prior noise",
+        description="Variance of a weight over its square, before any label (blip).",
+    )  # fmt: skip
+    blip_divergence: float = Field(
+        1.0, ge=0, title="Weight of the divergence",
+        description="From the prior noise, beside the likelihood (blip).",
+    )  # fmt: skip
+    blip_noise: Literal["weights", "gates"] = Field(
+        "weights", title="Noise of",
+        description="weights: each by itself; gates: one for all that lead to a channel (blip).",
     )  # fmt: skip
     chains: int = Field(8, ge=2, le=64, description="Chains (sghmc).")
     sghmc_steps: int = Field(2000, ge=10, description="Steps per chain and label (sghmc).")

@@ -8,6 +8,7 @@ import torch
 
 from core.contracts import Posterior, Potential
 from core.errors import SettingsError
+from core.posterior.blip import Blip
 from core.posterior.deep_ensemble import DeepEnsemble
 from core.posterior.descent import Descent
 from core.posterior.last_layer import LastLayer
@@ -54,6 +55,19 @@ def make(
             descent=descent,
             members=settings.ensemble,
             noise=settings.ensemble_noise,
+            moving=moving,
+        )
+    if settings.kind == "blip":
+        return Blip(
+            potential,
+            noise_energy=noise.energy,
+            noise_force=noise.force,
+            passes=settings.passes,
+            prior=settings.blip_prior,
+            kl=settings.blip_divergence,
+            noise=settings.blip_noise,
+            steps=settings.descent_steps,
+            rate=settings.descent_rate,
             moving=moving,
         )
     if settings.kind == "sghmc":

@@ -171,7 +171,7 @@ def test_an_interrupted_campaign_ends_as_an_uninterrupted_one(finished, prepared
     np.testing.assert_allclose(resumed["energy"], whole["energy"], atol=2e-5)
 
 
-@pytest.mark.parametrize("kind", ["sghmc", "last-layer", "deep-ensemble"])
+@pytest.mark.parametrize("kind", ["sghmc", "last-layer", "deep-ensemble", "blip"])
 def test_another_posterior_drives_the_same_loop(prepared, kind):
     directory = prepared(
         posterior__kind=kind, posterior__sghmc_steps=20, posterior__chains=2,
