@@ -279,6 +279,10 @@ class PosteriorSettings(_Section):
     sghmc_prior_std: float = Field(0.5, gt=0, description="Prior spread of each weight (sghmc).")
     sghmc_learning_rate: float = Field(1e-3, gt=0, description="Initial step size (sghmc).")
     sghmc_friction: float = Field(0.1, gt=0, lt=1, description="Friction (sghmc).")
+    sghmc_frozen: bool = Field(
+        False, title="Freeze the mass",
+        description="Once the noise begins, so that the sampled law is right (sghmc).",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

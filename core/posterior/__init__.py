@@ -81,6 +81,7 @@ def make(
                 steps=settings.sghmc_steps,
                 learning_rate=settings.sghmc_learning_rate,
                 friction=settings.sghmc_friction,
+                frozen=settings.sghmc_frozen,
             ),
         )
     return Linearised(

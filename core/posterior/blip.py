@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import safetensors.torch
@@ -99,7 +99,7 @@ class Blip:
         noise: Noise = "weights", moving: torch.Tensor | None = None,
     ) -> None:  # fmt: skip
         self.potential = potential
-        self._torch: Any = potential  # whose parts are used below the contract
+        self._torch = cast(Any, potential)  # whose parts are used below the contract
         self.noise_energy, self.noise_force = noise_energy, noise_force
         self.passes, self.prior, self.kl, self.noise = passes, prior, kl, noise
         self.steps, self.rate = steps, rate

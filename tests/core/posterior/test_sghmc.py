@@ -35,6 +35,28 @@ def test_chains_sample_a_gaussian_of_known_spread():
     assert samples.std() == pytest.approx(spread, rel=0.15)
 
 
+def test_a_frozen_mass_stays_what_it_was_when_the_noise_began():
+    schedule = Schedule(steps=100, noiseless=0.2, frozen=True)
+    generator, chain, masses = torch.Generator().manual_seed(0), sghmc.start(torch.zeros(5)), []
+    for t in range(60):
+        gradient = (1 + t) * torch.randn(5, generator=generator)
+        chain = sghmc.step(chain, gradient, 10, schedule, torch.randn(5, generator=generator))
+        masses.append(chain.v_max)
+    assert all((m == masses[19]).all() for m in masses[20:])
+    assert not (masses[18] == masses[19]).all()
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_burst_says_whether_its_chains_mixed(rng, frozen):
+    labels = labelled(clusters(rng, 4))
+    posterior = Sghmc(
+        LennardJones(), prior_std=0.5, energy_tolerance=0.02, chains=2,
+        schedule=Schedule(steps=200, frozen=frozen),
+    )  # fmt: skip
+    _, info = posterior.update(posterior.init(rng), labels, rng)
+    assert info.values["r_hat"] >= 0.9 and 1 <= info.values["effective_size"] <= 400
+
+
 def test_the_prior_mean_is_a_copy_that_stays_when_weights_move(rng):
     potential = LennardJones()
     posterior = Sghmc(
