@@ -12,7 +12,7 @@ from ase.data import chemical_symbols
 
 from app.state import Glance
 from core import geometry
-from core.campaign.state import Query, State
+from core.campaign.state import OUTSIDE, Query, State
 from core.settings import Settings
 from core.units import KCAL_PER_MOL
 
@@ -103,6 +103,17 @@ def method(reference: str) -> str:
     return names.get(reference, reference)
 
 
+def outside(novelty: float | None) -> str:
+    """Return the warning that a frame lies outside what the labels cover; "" where it does not."""
+    if novelty is None or not novelty > OUTSIDE:
+        return ""
+    far = f"{novelty:.1f} times" if math.isfinite(novelty) else "infinitely"
+    return (
+        f"Outside what the labels cover, {far} as far as any label from the others: "
+        "the bounds may be too small here."
+    )
+
+
 def conditions(settings: Settings) -> str:
     """Return temperature, model and reference in one line."""
     kelvin = f"{settings.dynamics.temperature_K:g} K"
@@ -156,7 +167,8 @@ def _running(state: State) -> Status:
         )
     if not state.trusted:
         return Status("Simulating", "The first labels are on their way.", "busy")
-    return Status("Simulating", f"Flagged frames: {MODES[state.mode].lower()}.", "busy")
+    usual = f"Flagged frames: {MODES[state.mode].lower()}."
+    return Status("Simulating", outside(state.novelty) or usual, "busy")
 
 
 def _deciding(state: State) -> Status:

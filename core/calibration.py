@@ -1,18 +1,24 @@
 """Online calibration: from a posterior's raw σ to probabilities of staying within a tolerance.
 
-Total energy: Student-t predictive with a Gamma prior on the error's precision (arXiv 2507.13805).
-Forces and stress: the largest error is a positive maximum, not a signed Gaussian; the ratio
-max|Δ| / max σ is bounded by an online conformal quantile. Arrays and floats only.
+Total energy: Student-t predictive with a Gamma prior on the error's precision (arXiv 2507.13805),
+or an online conformal quantile of |z|; both are kept, one decides. Forces and stress: the largest
+error is a positive maximum, not a signed Gaussian; the ratio max|Δ| / max σ is bounded by an online
+conformal quantile. Arrays and floats only.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from scipy import stats
 
+Method = Literal["student-t", "conformal"]
+"""Which of the two judges the energy."""
+SCORES = 60
+"""Energy scores that the conformal quantile is taken of."""
 PRIOR_SHAPE = 1.5
 PRIOR_RATE = 10.0
 """λ ~ Gamma(shape, rate), e = λ^(-1/2) σ z: as published (arXiv 2507.13805)."""
@@ -98,6 +104,22 @@ class LargestCalibration:
         """Return the bound on the largest error, in the unit of σ."""
         return self.factor(confidence) * sigma_max
 
+    def probability_within(self, sigma: float, tolerance: float) -> float:
+        """Return the largest confidence at which the bound is within `tolerance`, 0 for none.
+
+        By the ranks of the ratios where these reach beyond tolerance/σ, else by the Student-t.
+        """
+        n = len(self.log_ratios)
+        if n < 2:
+            return 0.0
+        limit = math.log(tolerance / max(sigma, 1e-300))
+        rank = int((np.array(self.log_ratios) <= limit).sum())
+        spread = float(np.std(self.log_ratios, ddof=1)) * math.sqrt(1 + 1 / n)
+        if rank < n or spread == 0:
+            return rank / (n + 1)
+        t = (limit - float(np.mean(self.log_ratios))) / spread
+        return max(rank / (n + 1), float(stats.t.cdf(t, n - 1)))
+
 
 @dataclass(frozen=True)
 class Assessment:
@@ -130,11 +152,26 @@ class Calibration:
     energy: EnergyCalibration = EnergyCalibration()
     force: LargestCalibration = LargestCalibration()
     stress: LargestCalibration = LargestCalibration()
+    scores: LargestCalibration = LargestCalibration(window=SCORES)
+    """|z| of the energy."""
 
     def update(self, z: float, force_ratio: float, stress_ratio: float = math.nan) -> Calibration:
         """Take in one label measured before the update that used it; nan for no stress."""
         stress = self.stress if math.isnan(stress_ratio) else self.stress.update(stress_ratio)
-        return Calibration(self.energy.update(z), self.force.update(force_ratio), stress)
+        return Calibration(
+            self.energy.update(z), self.force.update(force_ratio), stress,
+            self.scores.update(abs(z)),
+        )  # fmt: skip
+
+    def energy_within(
+        self, sigma: float, *, tolerance: float, confidence: float, method: Method = "student-t"
+    ) -> tuple[float, float]:
+        """Return P(|e| < tolerance) and b with P(|e| < b) = `confidence`, for σ in eV; b in eV."""
+        if method == "conformal":
+            within = self.scores.probability_within(sigma, tolerance)
+            return within, self.scores.bound(sigma, confidence)
+        within = self.energy.probability_within(sigma, tolerance)
+        return within, self.energy.interval(sigma, confidence)
 
     def assess(
         self,
@@ -146,9 +183,12 @@ class Calibration:
         confidence: float,
         sigma_stress: float = math.nan,
         stress_tolerance: float | None = None,
+        method: Method = "student-t",
     ) -> Assessment:
         """Compare a frame's raw σ with the tolerances (eV, eV/Å, eV/Å³)."""
-        probability = self.energy.probability_within(sigma_energy, energy_tolerance)
+        probability, energy_bound = self.energy_within(
+            sigma_energy, tolerance=energy_tolerance, confidence=confidence, method=method
+        )
         force_bound = self.force.bound(sigma_force_max, confidence)
         stress_bound = math.nan
         if not math.isnan(sigma_stress):
@@ -160,7 +200,7 @@ class Calibration:
         }
         return Assessment(
             probability=probability,
-            energy_bound=self.energy.interval(sigma_energy, confidence),
+            energy_bound=energy_bound,
             force_bound=force_bound,
             stress_bound=stress_bound,
             reasons=tuple(name for name, bad in broken.items() if bad),

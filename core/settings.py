@@ -170,6 +170,13 @@ class TrustSettings(_Section):
         description="Wanted probability of staying within the tolerances.",
         json_schema_extra=_live(),
     )
+    calibration: Literal["student-t", "conformal"] = Field(
+        "student-t",
+        title="Calibration of the energy",
+        description="student-t: as published, from the first labels on; conformal: by the ranks of "
+        "earlier errors, without a law for them, once there are about twenty.",
+        json_schema_extra=_live(),
+    )
     initial_labels: int = Field(8, ge=2, le=200, description="Frames labelled before any trust.")
     initial_stride: int = Field(30, ge=1, le=10_000, description="Steps between those frames.")
 

@@ -292,6 +292,7 @@ def _whatif_head(frames: int, force: float | None) -> str:
 def table(found: Quality) -> str:
     """Return coverage, z-scores and likelihood as HTML."""
     rows = [*found.energy, found.force]
+    ranks = "".join(_observed(c) for c in found.conformal) + "<td></td>"
     names = [f"{100 * c.level:g} %" for c in found.energy]
     head = "".join(f"<th>{name}</th>" for name in [*names, f"force {100 * found.force.level:g} %"])
     seen = "".join(_observed(c) for c in rows)
@@ -300,7 +301,8 @@ def table(found: Quality) -> str:
     return (
         f'<table><tr class="rule"><th>Bound for</th>{head}</tr>'
         f"<tr><td>held</td>{seen}</tr><tr><td>labels</td>{counts}</tr>"
-        f"<tr><td>95 % interval</td>{ends}</tr></table>"
+        f"<tr><td>95 % interval</td>{ends}</tr>"
+        f"<tr><td>conformal held</td>{ranks}</tr></table>"
         f"<p>{_summary(found)}</p>"
     )
 

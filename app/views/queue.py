@@ -19,7 +19,7 @@ from app.state import CampaignState, Glance
 from app.widgets.rows import Rows
 from app.wording import kcal
 from core.campaign import events as ev
-from core.campaign.state import LABELLED, Query, State
+from core.campaign.state import LABELLED, OUTSIDE, Query, State
 from core.structures import rmsd
 from core.units import GPA
 
@@ -413,10 +413,18 @@ def _figures(glance: Glance, q: Query, near: str) -> str:
             tolerance = glance.state.stress_tolerance
             limit = None if tolerance is None else tolerance / GPA
             rows.insert(2, ("Largest stress error", _bound(q.stress_bound / GPA, limit, "GPa")))
+    if q.novelty is not None and "initial" not in q.reasons:
+        rows.append(("Distance from labels", _novelty(q.novelty)))
     rows.append(("Cost of a label", wording.cost(glance)))
     if near:
         rows.append(("Nearest label", near))
     return _table(rows)
+
+
+def _novelty(value: float) -> str:
+    if value > OUTSIDE:
+        return f"<b>{value:.1f}</b> <small>outside what they cover</small>"
+    return f"{value:.1f} <small>covered up to {OUTSIDE:g}</small>"
 
 
 def _table(rows: list[tuple[str, str]]) -> str:

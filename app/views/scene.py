@@ -107,10 +107,12 @@ class Scene(pn.viewable.Viewer):
 
     def _note(self) -> str:
         if self._frame is not None:
-            untrusted = self._frame.kind == "untrusted"
-            return "Colours show elements: this frame came before trust." if untrusted else ""
-        trusted = self._glance is not None and self._glance.state.trusted
-        return "" if trusted else "Colours show elements until the model can be trusted."
+            if self._frame.kind == "untrusted":
+                return "Colours show elements: this frame came before trust."
+            return wording.outside(self._frame.novelty)
+        if self._glance is None or not self._glance.state.trusted:
+            return "Colours show elements until the model can be trusted."
+        return wording.outside(self._glance.state.novelty)
 
     # The line of frames
 

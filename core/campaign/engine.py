@@ -186,10 +186,11 @@ class Engine:
 
     def energy_confidence(self, state: State, sigma: float) -> tuple[float, float]:
         """Return P(|energy error| < tolerance) and the interval's half-width, eV."""
-        energy = self.knowledge.calibration.energy
-        confidence = state.settings.trust.confidence
-        within = energy.probability_within(sigma, state.energy_tolerance)
-        return within, energy.interval(sigma, confidence)
+        trust = state.settings.trust
+        return self.knowledge.calibration.energy_within(
+            sigma, tolerance=state.energy_tolerance, confidence=trust.confidence,
+            method=trust.calibration,
+        )  # fmt: skip
 
     def _energy_limit(self, state: State) -> float:
         """Return the σ of the energy, eV, beyond which a step is judged before its turn.
@@ -201,8 +202,8 @@ class Engine:
         seen, now = self.judged, self.knowledge.snapshot
         if seen is None or seen.kind != "trusted" or seen.snapshot != now:
             return math.inf
-        energy = self.knowledge.calibration.energy
-        return state.energy_tolerance / energy.interval(1.0, state.settings.trust.confidence)
+        _, for_unit_sigma = self.energy_confidence(state, 1.0)
+        return state.energy_tolerance / for_unit_sigma
 
     def _watch(self) -> None:
         """Let every step give the energy's uncertainty, once there is something to trust."""
@@ -223,6 +224,7 @@ class Engine:
         reasons = _reasons(state, seen, d.step)
         kind = "untrusted" if not state.trusted else "flagged" if reasons else "trusted"
         sigma_force = float(spread.sigma_forces.max())
+        novelty = self.learner.novelty(knowledge, d.structure)
         frame = Frame(
             id=frame_id, step=d.step, time=d.time_fs, kind=kind, positions=d.positions,
             velocities=d.velocities, forces=spread.forces, sigma_atoms=spread.sigma_forces,
@@ -231,7 +233,7 @@ class Engine:
             probability=seen.probability, energy_bound=seen.energy_bound,
             force_bound=seen.force_bound, reasons=reasons, snapshot=knowledge.snapshot,
             stress=spread.stress, sigma_stress=spread.sigma_stress,
-            stress_bound=seen.stress_bound, cell=d.cell,
+            stress_bound=seen.stress_bound, cell=d.cell, novelty=novelty,
         )  # fmt: skip
         self.judged = frame
         event = ev.FrameChecked(
@@ -239,7 +241,7 @@ class Engine:
             reasons=reasons, sigma_energy=float(spread.sigma_energy), sigma_force=sigma_force,
             probability=float(seen.probability), energy_bound=float(seen.energy_bound),
             force_bound=float(seen.force_bound), sigma_stress=_known(spread.sigma_stress),
-            stress_bound=_known(seen.stress_bound),
+            stress_bound=_known(seen.stress_bound), novelty=_known(novelty),
         )  # fmt: skip
         return frame, event
 
@@ -472,6 +474,7 @@ class Engine:
             sigma_force=float(spread.sigma_forces.max()), probability=float(seen.probability),
             energy_bound=float(seen.energy_bound), force_bound=float(seen.force_bound),
             sigma_stress=_known(spread.sigma_stress), stress_bound=_known(seen.stress_bound),
+            novelty=_known(self.learner.novelty(self.knowledge, structure)),
         )  # fmt: skip
 
     def select(self, structures: Sequence[Structure], n: int) -> list[int]:

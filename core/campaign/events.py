@@ -160,7 +160,8 @@ class FrameChecked(Fact):
     """The dynamics reached `step` and the frame was judged; σ in eV and eV/Å.
 
     `reasons` is empty for a trusted frame; else any of "initial", "energy", "force", "stress",
-    "periodic". Stress, in eV/Å³, is None where it is not learned from.
+    "periodic". Stress, in eV/Å³, is None where it is not learned from; `novelty` (see
+    `core.acquisition.coverage`) before there are labels.
     """
 
     frame_id: int
@@ -175,6 +176,7 @@ class FrameChecked(Fact):
     force_bound: float = 0.0
     sigma_stress: float | None = None
     stress_bound: float | None = None
+    novelty: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,6 +271,7 @@ class Rescored(Fact):
     force_bound: float
     sigma_stress: float | None = None
     stress_bound: float | None = None
+    novelty: float | None = None
 
 
 def _leaves(base: type) -> list[type]:

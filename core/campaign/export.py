@@ -48,7 +48,8 @@ def frame_text(
         "offset": frame.offset, "temperature_K": frame.temperature,
         "sigma_energy": frame.sigma_energy, "sigma_force_max": frame.sigma_force,
         "probability": frame.probability, "energy_bound": frame.energy_bound,
-        "force_bound": frame.force_bound, "charge": structure.charge, "spin": structure.spin,
+        "force_bound": frame.force_bound, "novelty": frame.novelty,
+        "charge": structure.charge, "spin": structure.spin,
     }  # fmt: skip
     columns = {"pos": frame.positions, "forces": frame.forces, "sigma_forces": frame.sigma_atoms}
     if query is not None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from core.acquisition.coverage import Coverage
 from core.calibration import (
     MEMORY,
     NEUTRAL_RATE,
@@ -90,6 +91,7 @@ class Learner:
 
     def __init__(self, potential: Potential, posterior: Any, *, seed: int) -> None:
         self.potential, self.posterior, self.seed = potential, posterior, seed
+        self._coverage: tuple[Knowledge, Coverage] | None = None
 
     def _rng(self, number: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, 1, number])
@@ -136,6 +138,7 @@ class Learner:
             confidence=state.settings.trust.confidence,
             sigma_stress=spread.sigma_stress,
             stress_tolerance=state.stress_tolerance,
+            method=state.settings.trust.calibration,
         )
 
     def first_update(self, knowledge: Knowledge, labels: Sequence[Labelled]) -> Update:
@@ -209,11 +212,28 @@ class Learner:
         energies = self.potential.predict([lab.structure for lab in labels], forces=False).energies
         return constant_offset([lab.energy for lab in labels] - energies)
 
+    def novelty(self, knowledge: Knowledge, structure: Structure) -> float:
+        """Return how far a structure lies from the labels; see `core.acquisition.coverage`.
+
+        nan before there are labels. The weights of `knowledge` must be active.
+        """
+        if not knowledge.labels:
+            return math.nan
+        if self._coverage is None or self._coverage[0] is not knowledge:
+            structures = [label.structure for label in knowledge.labels]
+            numbers = [s.numbers for s in structures]
+            self._coverage = knowledge, Coverage(numbers, self._features(structures))
+        (features,) = self._features([structure])
+        return self._coverage[1].novelty(structure.numbers, features)
+
+    def _features(self, structures: Sequence[Structure]) -> tuple[np.ndarray, ...]:
+        features = self.potential.predict(structures, forces=False, features=True).features
+        assert features is not None
+        return features
+
     def covariance(self, knowledge: Knowledge, structures: Sequence[Structure]) -> np.ndarray:
         """Return a kernel (S, S) between candidates, from the potential's invariant features."""
-        prediction = self.potential.predict(structures, forces=False, features=True)
-        assert prediction.features is not None
-        return feature_kernel(np.array([f.mean(axis=0) for f in prediction.features]))
+        return feature_kernel(np.array([f.mean(axis=0) for f in self._features(structures)]))
 
     def save(self, knowledge: Knowledge, path: Path) -> None:
         """Write the posterior's state."""
@@ -276,4 +296,5 @@ def calibration_from_dict(data: dict[str, Any]) -> Calibration:
         return LargestCalibration(**{**given, "log_ratios": tuple(given["log_ratios"])})
 
     stress = largest(data["stress"]) if "stress" in data else LargestCalibration()
-    return Calibration(EnergyCalibration(**data["energy"]), largest(data["force"]), stress)
+    scores = largest(data["scores"]) if "scores" in data else Calibration().scores
+    return Calibration(EnergyCalibration(**data["energy"]), largest(data["force"]), stress, scores)

@@ -406,7 +406,7 @@ def _step_compiled(state: State, event: ev.StepCompiled) -> Step:
 def _frame_checked(state: State, event: ev.FrameChecked) -> Step:
     here = (event.frame_id, event.step)
     run = state.steps_run + max(event.step - state.step, 0)
-    state = replace(state, step=event.step, steps_run=run, here=here)
+    state = replace(state, step=event.step, steps_run=run, here=here, novelty=event.novelty)
     if not event.reasons:
         attempts = 0 if event.step > state.broken_step else state.attempts
         return replace(state, anchor=here, attempts=attempts), ()
@@ -416,7 +416,7 @@ def _frame_checked(state: State, event: ev.FrameChecked) -> Step:
         probability=event.probability, energy_bound=event.energy_bound,
         force_bound=event.force_bound, energy_tolerance=state.energy_tolerance,
         force_tolerance=state.force_tolerance, snapshot=event.snapshot, at=event.at,
-        sigma_stress=event.sigma_stress, stress_bound=event.stress_bound,
+        sigma_stress=event.sigma_stress, stress_bound=event.stress_bound, novelty=event.novelty,
     )  # fmt: skip
     return replace(state, queue=(*state.queue, query)), ()
 
@@ -531,7 +531,7 @@ def _rescored(state: State, event: ev.Rescored) -> Step:
         "sigma_energy": event.sigma_energy, "sigma_force": event.sigma_force,
         "probability": event.probability, "energy_bound": event.energy_bound,
         "force_bound": event.force_bound, "sigma_stress": event.sigma_stress,
-        "stress_bound": event.stress_bound,
+        "stress_bound": event.stress_bound, "novelty": event.novelty,
     }  # fmt: skip
     if event.reasons:
         changes["reasons"] = event.reasons

@@ -43,6 +43,8 @@ class Judged:
         shown: (S,) the one shown beside the frame when it was flagged, eV.
         force_error: (S,) largest atomic force error, eV/Å; nan where it was not kept.
         force_bound: (S,) bound on it at `confidence`, eV/Å; nan if initial.
+        factors: (S, 3) by which σ is multiplied for a conformal bound at 68, 90 and 95 %; nan if
+            initial, infinite while there were too few labels.
         confidence: probability asked for.
     """
 
@@ -60,6 +62,7 @@ class Judged:
     shown: np.ndarray
     force_error: np.ndarray
     force_bound: np.ndarray
+    factors: np.ndarray
     confidence: float
 
     def __len__(self) -> int:
@@ -125,8 +128,9 @@ class Quality:
 
     Attributes:
         labels: all scored labels. initial: those among them that began the calibration.
-        energy: coverage at 68, 90 and 95 %. force: of the largest force error at the asked
-            confidence.
+        energy: coverage at 68, 90 and 95 % by the Student-t. conformal: by the ranks of earlier
+            errors, of the labels that had such a bound. force: of the largest force error at the
+            asked confidence.
         z: of the raw σ. calibrated_z: after calibration, as normal scores; honest is mean 0, std 1.
         nll: mean negative log likelihood of a label under its Student-t, nats, energies in
             kcal/mol.
@@ -136,6 +140,7 @@ class Quality:
     labels: int
     initial: int
     energy: tuple[Coverage, ...]
+    conformal: tuple[Coverage, ...]
     force: Coverage
     reliability: Reliability
     z: Scores
@@ -198,6 +203,10 @@ def judged(labels: Sequence[LabelRow], state: State) -> Judged:
         shown=_column(q.energy_bound for q in queries),
         force_error=_column(row.force_ratio for row in scored) * force_sigma,
         force_bound=factor * force_sigma,
+        factors=np.array(
+            [[np.nan if c is None else c.scores.factor(level) for level in LEVELS] for c in stood],
+            dtype=float,
+        ).reshape(len(scored), len(LEVELS)),
         confidence=confidence,
     )
 
@@ -227,12 +236,17 @@ def assess(given: Judged) -> Quality:
     needed = 2 * stats.t.cdf(np.abs(t), freedom) - 1
     held = at & np.isfinite(given.force_bound) & np.isfinite(given.force_error)
     inside = given.force_error[held] <= given.force_bound[held]
+    ranked = np.abs(given.z)[:, None] / given.factors
+    bounded = np.isfinite(given.factors)
     normal = stats.norm.ppf(np.clip(stats.t.cdf(t, freedom), 1e-9, 1 - 1e-9))
     density = stats.t.logpdf(t, freedom) - np.log(scale / KCAL_PER_MOL)
     return Quality(
         labels=len(given),
         initial=int((given.initial & ~at).sum()),
         energy=tuple(coverage(level, needed <= level) for level in LEVELS),
+        conformal=tuple(
+            coverage(level, ranked[bounded[:, k], k] <= 1) for k, level in enumerate(LEVELS)
+        ),
         force=coverage(given.confidence, inside),
         reliability=_reliability(needed),
         z=_scores(given.z[at]),

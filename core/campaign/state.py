@@ -37,6 +37,11 @@ POOL_FACTOR = 2
 """In batch mode this many times `batch_size` frames collect before a diverse batch is proposed."""
 
 
+OUTSIDE = 1.25
+"""Novelty beyond which a bound is not to be relied on. Frames of the labels' own distribution reach
+about 1.1 (ethanol at 300 K, 8 to 60 labels); an O-H bond stretched by 0.3 Å has 2."""
+
+
 @dataclass(frozen=True)
 class Query:
     """One frame that may deserve a label, with everything that was known when it was flagged.
@@ -46,6 +51,7 @@ class Query:
         reasons: any of "initial", "energy", "force", "stress", "periodic".
         sigma_energy, energy_bound: eV. sigma_force, force_bound: largest atom, eV/Å.
         sigma_stress, stress_bound: least certain component, eV/Å³; None where not learned from.
+        novelty: see `core.acquisition.coverage`; None before there are labels.
         energy_tolerance, force_tolerance: in force when the frame was flagged.
         snapshot: number of the weights that judged it.
         taken_back: a person undid a decision, so a person decides again.
@@ -74,6 +80,7 @@ class Query:
     by_hand: bool = False
     sigma_stress: float | None = None
     stress_bound: float | None = None
+    novelty: float | None = None
 
 
 @dataclass(frozen=True)
@@ -100,6 +107,7 @@ class State:
         restoring: snapshot that is being gone back to.
         anchor: (frame id, step) the dynamics rewind to. here: (frame id, step) of the last frame.
         broken_step, attempts: rewinds of the present segment.
+        novelty: of the last frame judged, None before there are labels.
     """
 
     settings: Settings
@@ -129,6 +137,7 @@ class State:
     broken_step: int = -1
     attempts: int = 0
     rewinds: int = 0
+    novelty: float | None = None
 
     @property
     def steps_total(self) -> int:

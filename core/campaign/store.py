@@ -64,7 +64,13 @@ _ADDED = (
 """Tables that campaigns begun without them are given when they are opened."""
 
 _COLUMNS = {
-    "frames": {"cell": "BLOB", "stress": "BLOB", "sigma_stress": "REAL", "stress_bound": "REAL"},
+    "frames": {
+        "cell": "BLOB",
+        "stress": "BLOB",
+        "sigma_stress": "REAL",
+        "stress_bound": "REAL",
+        "novelty": "REAL",
+    },
     "labels": {"stress": "BLOB"},
     "scores": {"stress_ratio": "REAL"},
     "offered": {"stress": "BLOB"},
@@ -83,7 +89,8 @@ class Frame:
         energy: predicted total energy, eV, with `offset` (eV) added. nan before the first check.
         sigma_atoms: (N,) eV/Å; sigma_force is their largest.
         stress: (3, 3), eV/Å³, None where it is not learned from; sigma_stress, stress_bound: of
-            its least certain component.
+            its least certain component. novelty: see `core.acquisition.coverage`; nan before
+            there are labels.
     """
 
     step: int
@@ -105,6 +112,7 @@ class Frame:
     stress: np.ndarray | None = None
     sigma_stress: float = float("nan")
     stress_bound: float = float("nan")
+    novelty: float = float("nan")
     reasons: tuple[str, ...] = ()
     snapshot: int = 0
     steered: bool = False
@@ -313,8 +321,8 @@ def _insert_frame(connection: sqlite3.Connection, frame: Frame) -> int:
     cursor = connection.execute(
         "INSERT INTO frames (step, time, kind, steered, positions, velocities, energy, offset, "
         "forces, temperature, sigma_energy, sigma_force, sigma_atoms, probability, energy_bound, "
-        "force_bound, reasons, snapshot, stress, sigma_stress, stress_bound, cell) "
-        "VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+        "force_bound, reasons, snapshot, stress, sigma_stress, stress_bound, cell, novelty) "
+        "VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
         (
             frame.step, frame.time, frame.kind, int(frame.steered),
             frame.positions.astype("<f8").tobytes(), frame.velocities.astype("<f8").tobytes(),
@@ -322,7 +330,7 @@ def _insert_frame(connection: sqlite3.Connection, frame: Frame) -> int:
             frame.sigma_energy, frame.sigma_force, frame.sigma_atoms.astype("<f4").tobytes(),
             frame.probability, frame.energy_bound, frame.force_bound,
             " ".join(frame.reasons), frame.snapshot, _bytes(frame.stress), frame.sigma_stress,
-            frame.stress_bound, _bytes(frame.cell),
+            frame.stress_bound, _bytes(frame.cell), frame.novelty,
         ),
     )  # fmt: skip
     assert cursor.lastrowid is not None
@@ -358,7 +366,7 @@ def _frame_of(row: sqlite3.Row) -> Frame:
         force_bound=number("force_bound"), reasons=tuple(row["reasons"].split()),
         snapshot=row["snapshot"], stress=_matrix_of(row["stress"]),
         cell=_matrix_of(row["cell"]), sigma_stress=number("sigma_stress"),
-        stress_bound=number("stress_bound"),
+        stress_bound=number("stress_bound"), novelty=number("novelty"),
     )  # fmt: skip
 
 

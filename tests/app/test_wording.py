@@ -20,6 +20,14 @@ def query(status="waiting", reasons=("energy",), **given):
     )  # fmt: skip
 
 
+def test_a_frame_outside_what_the_labels_cover_is_said():
+    assert wording.outside(None) == wording.outside(1.0) == wording.outside(float("nan")) == ""
+    assert "3.2 times" in wording.outside(3.2) and "infinitely" in wording.outside(float("inf"))
+    running = {"started": True, "trusted": True}
+    assert wording.status(glance(**running, novelty=1.0)).detail.startswith("Flagged frames")
+    assert "2.0 times as far" in wording.status(glance(**running, novelty=2.0)).detail
+
+
 @pytest.mark.parametrize(
     ("given", "word"),
     [

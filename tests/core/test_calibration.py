@@ -51,6 +51,35 @@ def test_force_bound_covers_exchangeable_ratios(rng):
     assert np.mean(hits) == pytest.approx(0.9, abs=0.05)
 
 
+def test_conformal_probability_and_bound_are_two_sides_of_one_rank(rng):
+    calibration = LargestCalibration(window=60)
+    for ratio in rng.lognormal(0.0, 0.4, size=60):
+        calibration = calibration.update(float(ratio))
+    for confidence in (0.6, 0.9, 0.95):
+        bound = calibration.bound(0.3, confidence)
+        assert calibration.probability_within(0.3, bound * (1 + 1e-9)) >= confidence
+        assert calibration.probability_within(0.3, bound * (1 - 1e-9)) < confidence
+    assert LargestCalibration((0.0,)).probability_within(1.0, 9.0) == 0
+    assert calibration.probability_within(1e-6, 1.0) > 0.999
+
+
+@pytest.mark.parametrize("method", ["student-t", "conformal"])
+def test_either_way_of_judging_the_energy_covers_as_asked(method, rng):
+    calibration = Calibration()
+    for z in 2.5 * rng.standard_t(8, size=60):
+        calibration = calibration.update(float(z), 1.0)
+    _, bound = calibration.energy_within(1.0, tolerance=1.0, confidence=0.9, method=method)
+    assert np.mean(np.abs(2.5 * rng.standard_t(8, size=20_000)) < bound) == pytest.approx(
+        0.9, abs=0.06
+    )
+
+
+def test_conformal_trusts_nothing_before_there_are_labels():
+    limits = {"energy_tolerance": 0.02, "force_tolerance": None, "confidence": 0.95}
+    seen = Calibration().assess(1e-9, 1e-9, method="conformal", **limits)
+    assert seen.reasons == ("energy",) and seen.energy_bound == math.inf
+
+
 def test_assessment_names_every_tolerance_that_may_break():
     calibration = Calibration().update(1.0, 1.0).update(1.0, 1.2)
     limits = {"energy_tolerance": 0.02, "force_tolerance": 0.1, "confidence": 0.95}

@@ -79,6 +79,18 @@ def test_force_coverage_counts_the_largest_errors_below_their_bound(ready):
     assert (found.force.inside, found.force.n, found.force.level) == (2, 3, 0.95)
 
 
+def test_conformal_bounds_are_judged_beside_the_student_t(ready, rng):
+    draws = np.abs(rng.standard_normal(60))
+    stood = replace(STOOD, scores=LargestCalibration(tuple(np.log(draws)), window=60))
+    found = quality_of(ready, SIGMA * rng.standard_normal(3000), calibration=stood)
+    for c in found.conformal:
+        assert c.n == 3000 and c.fraction == pytest.approx(c.level, abs=0.12)
+    ranks = np.sort(draws)
+    expected = (np.abs(rng.standard_normal(50_000)) < ranks[int(np.ceil(61 * 0.9)) - 1]).mean()
+    assert found.conformal[1].fraction == pytest.approx(expected, abs=0.02)
+    assert quality_of(ready, [0.01, 0.02]).conformal[0].n == 0  # no scores yet: no bound
+
+
 def test_the_first_labels_are_counted_but_not_judged(ready):
     rows = [
         replace(label(i, 0.02, calibration=None), sigma_energy=None, sigma_force=None)
