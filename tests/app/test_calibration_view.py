@@ -110,7 +110,8 @@ def test_what_is_off_is_marked():
     fine = quality.coverage(0.95, np.ones(30, dtype=bool))
     scores = quality.Scores(30, 0.1, 1.2)
     reliability = quality.Reliability(*(quality.GRID for _ in range(4)))
-    found = quality.Quality(38, 8, (fine, fine, off), (fine,) * 3, fine, reliability, scores, scores, 0.5, 0.01)
+    energy, conformal = (fine, fine, off), (fine,) * 3
+    found = quality.Quality(38, 8, energy, conformal, fine, reliability, scores, scores, 0.5, 0.01)
     html = table(found)
     assert html.count('class="off"') == 1 and "0 of 30" in html and "0.1 ± 1.2 raw" in html
 
