@@ -17,17 +17,17 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from bench_posterior import frames, labelled
 from common import cell, context, machine, table
+from fixed_data import SPICE, TESTS, drawn, ethanol, foundation, gfn2, three_bpa
 
 from core.campaign import extxyz
-from core.campaign.finetune import isolated_energies, label_set
-from core.campaign.labels import read
+from core.campaign.finetune import isolated_energies
 from core.campaign.pretraining import brought, predicted
 from core.contracts import LabelSet
 from core.finetuning.receipt import errors
@@ -36,12 +36,8 @@ from core.finetuning.tuning import Tuning, TuningSettings, subset
 from core.potentials import load
 from core.potentials.convert import convert
 from core.potentials.mace import MacePotential
-from core.structures import Structure
-from core.units import KCAL_PER_MOL
 
-SHARED = Path(__file__).resolve().parents[3] / "shared"
-SPICE = SHARED / "models" / "mace-spice.model"
-THREADS, DTYPE, BATCH, EPOCHS, TESTS = 2, "float64", 5, 40, 200
+THREADS, DTYPE, BATCH, EPOCHS = 2, "float64", 5, 40
 LABELS, SEEDS, CURVE = 50, (1, 2), (10, 20, 50, 100, 200, 500)
 CURVES = ("naive", "lora", "replay")
 WRONG_E0 = "naive-e0-kept"
@@ -56,50 +52,17 @@ PEER = {
 """Options of mace_run_train that make it do what a strategy does."""
 
 
-def ethanol(part: str) -> LabelSet:
-    """Return rMD17's ethanol, PBE/def2-SVP."""
-    with np.load(SHARED / "data" / "rmd17-ethanol" / f"{part}_01.npz") as data:
-        numbers, coords = data["nuclear_charges"].astype(int), data["coords"].astype(float)
-        energies, forces = data["energies"] * KCAL_PER_MOL, data["forces"] * KCAL_PER_MOL
-    return LabelSet(tuple(Structure(numbers, r) for r in coords), energies, tuple(forces))
-
-
-def three_bpa(part: str) -> LabelSet:
-    """Return 3BPA, wB97X/6-31G(d): the file at 300 K, or that at all temperatures."""
-    path = SHARED / "data" / "3bpa" / f"train_{part}.xyz"
-    return label_set(read(path.read_bytes(), path.name))
-
-
-def gfn2(part: str) -> LabelSet:
-    """Return ethanol at 300 K, GFN2-xTB, on runs of the bundled model."""
-    return labelled(frames(600 if part == "train" else TESTS, 11 if part == "train" else 12))
-
-
 SYSTEMS: dict[str, tuple[Any, Any, str]] = {
-    "ethanol": (lambda: ethanol("train"), lambda: ethanol("test"), "spice"),
-    "3bpa": (lambda: three_bpa("300K"), lambda: three_bpa("mixedT"), "spice"),
-    "gfn2": (lambda: gfn2("train"), lambda: gfn2("test"), "bundled"),
+    "ethanol": (partial(ethanol, "train"), partial(ethanol, "test"), "spice"),
+    "3bpa": (partial(three_bpa, "300K"), partial(three_bpa, "mixedT"), "spice"),
+    "gfn2": (partial(gfn2, 600, 11), partial(gfn2, TESTS, 12), "bundled"),
 }
-_data: dict[str, tuple[LabelSet, LabelSet]] = {}
 
 
 def data(system: str, n: int, seed: int) -> tuple[LabelSet, LabelSet]:
     """Return n labels to train on, another draw for each seed, and the labels to test with."""
-    if system not in _data:
-        train, test = (make() for make in SYSTEMS[system][:2])
-        chosen = np.random.default_rng(0).permutation(len(test))[:TESTS]
-        _data[system] = train, subset(test, chosen)
-    train, test = _data[system]
-    return subset(train, np.random.default_rng(seed).permutation(len(train))[:n]), test
-
-
-def foundation(name: str, folder: Path) -> MacePotential:
-    """Return the foundation, a pickle converted into `folder` first."""
-    if name == "bundled":
-        return load("bundled", dtype=DTYPE)  # type: ignore[return-value]
-    if not (folder / "config.json").exists():
-        convert(SPICE, folder, consent=True)
-    return load(str(folder), dtype=DTYPE)  # type: ignore[return-value]
+    train, test, _ = SYSTEMS[system]
+    return drawn(train, n, seed), drawn(test, TESTS, 0)
 
 
 def untrained(like: MacePotential, seed: int) -> MacePotential:
@@ -112,7 +75,7 @@ def ours(system: str, name: str, n: int, seed: int, folder: Path) -> dict[str, A
     """Fine-tune by a strategy; naively from random weights for "scratch", or with E0s kept."""
     train, test = data(system, n, seed)
     source = SYSTEMS[system][2]
-    start = foundation(source, folder)
+    start = foundation(source, folder, DTYPE)
     own = brought("bundled") if source == "bundled" and name != "pseudolabel-replay" else None
     pretraining = own or predicted(start, None)
     if name == "scratch":
@@ -163,7 +126,7 @@ def write(path: Path, labels: LabelSet) -> None:
 def theirs(system: str, name: str, n: int, seed: int, folder: Path) -> dict[str, Any]:
     """Fine-tune by mace_run_train with the options that amount to a strategy."""
     train, test = data(system, n, seed)
-    start = foundation(SYSTEMS[system][2], folder)
+    start = foundation(SYSTEMS[system][2], folder, DTYPE)
     order = np.random.default_rng(seed).permutation(len(train))
     n_valid = round(0.1 * n)
     published = strategy(name).training

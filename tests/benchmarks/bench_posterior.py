@@ -1,129 +1,235 @@
-"""The default posterior beside SGHMC on its published schedule, on the same 20 ethanol labels.
+"""Posteriors on fixed data: errors, likelihood, calibration, ranking, and what they cost.
 
-    flywise bench posterior
+    flywise bench posterior [--only WORD]
 
-Frames come from two runs of the bundled model at 300 K, labels from GFN2-xTB. The energy offset is
-the mean over the 20 labels for both. Time is that of one update from the foundation's weights.
+Ethanol at PBE from a SPICE model and from the bundled one; 3BPA trained at 300 K and tested at 300
+to 1,200 K; ethanol at GFN2-xTB from the bundled GFN1-xTB model, trained at 300 K and tested there
+and at two and three times that. The energy's constant is the mean over the labels, for all of them.
+σ is the posterior's own, before any calibration. "distance" is no posterior: it ranks by the
+distance from the labels in the foundation's features. Cells are kept; delete one under
+`results/posterior` to measure it again.
 """
 
 from __future__ import annotations
 
-import math
+import argparse
+import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
 from typing import Any
 
+import fixed_data
 import numpy as np
 import torch
-from common import cell, context, machine, table
+from common import RESULTS, cell, context, machine, table
 
+from core.acquisition.coverage import Coverage
 from core.contracts import LabelSet, Spread
-from core.dynamics.integrators import Dynamics
 from core.posterior import make
-from core.potentials import load
-from core.reference import make as make_reference
-from core.settings import DynamicsSettings, Noise, PosteriorSettings
-from core.structures import Structure, from_smiles
+from core.potentials.mace import MacePotential
+from core.settings import Noise, PosteriorSettings
+from core.uncertainty import metrics, rank_correlation
 from core.units import KCAL_PER_MOL
 
-LABELS, TESTS, STRIDE, THREADS = 20, 100, 40, 2
+THREADS, DTYPE = 2, "float32"
+LABELS, SEEDS, RANKED = (10, 50, 200), (1, 2, 3), 20
+"""Numbers of labels, draws of them, and the number at which rankings are compared."""
+NOISE = Noise(energy=0.003, force=0.03)
+POSTERIORS: dict[str, dict[str, Any]] = {
+    "linearised": {"kind": "linearised"},
+    "last-layer": {"kind": "last-layer"},
+    "deep-ensemble": {"kind": "deep-ensemble"},
+    "blip": {"kind": "blip"},
+    "blip, gates": {"kind": "blip", "blip_noise": "gates"},
+    "sghmc": {"kind": "sghmc"},
+    "sghmc, frozen mass": {"kind": "sghmc", "sghmc_frozen": True},
+}
+PUBLISHED = ("sghmc", "sghmc, frozen mass")
+"""An hour a cell: one seed, and 20 labels only."""
+
+Make = Callable[[], LabelSet]
+SYSTEMS: dict[str, tuple[str, Make, dict[str, Make]]] = {
+    "ethanol GFN2": (
+        "bundled", partial(fixed_data.gfn2, 260, 11),
+        {
+            f"{t} K": partial(fixed_data.gfn2, fixed_data.TESTS, 12, float(t))
+            for t in (300, 600, 900)
+        },
+    ),
+    "ethanol PBE": (
+        "spice", partial(fixed_data.ethanol, "train"),
+        {"500 K": partial(fixed_data.ethanol, "test")},
+    ),
+    "ethanol PBE, bundled": (
+        "bundled", partial(fixed_data.ethanol, "train"),
+        {"500 K": partial(fixed_data.ethanol, "test")},
+    ),
+    "3BPA": (
+        "spice", partial(fixed_data.three_bpa, "300K"),
+        {"300-1,200 K": partial(fixed_data.three_bpa, "mixedT")},
+    ),
+}  # fmt: skip
+"""Name -> foundation, labels to learn from, and sets to be tested on."""
 
 
-def frames(n: int, seed: int) -> list[Structure]:
-    """Return every `STRIDE`-th frame of a 300 K run of the bundled model."""
-    start = from_smiles("CCO")
-    evaluate = load("bundled").evaluator(start)
-    dynamics = Dynamics(start, evaluate, DynamicsSettings(), np.random.default_rng(seed))
-    out = []
-    for _ in range(n):
-        dynamics.run(STRIDE)
-        out.append(dynamics.structure)
-    return out
-
-
-def labelled(structures: list[Structure]) -> LabelSet:
-    """Return GFN2-xTB labels of the frames."""
-    reference = make_reference("gfn2-xtb")
-    labels = [reference.compute(s) for s in structures]
-    return LabelSet(
-        tuple(structures), np.array([x.energy for x in labels]), tuple(x.forces for x in labels)
+def prepared(system: str, n: int, seed: int, folder: Path) -> tuple[MacePotential, LabelSet, float]:
+    """Return the foundation, the labels without their constant, and that constant, eV."""
+    source, train, _ = SYSTEMS[system]
+    potential = fixed_data.foundation(source, folder, DTYPE)
+    labels = fixed_data.drawn(train, n, seed)
+    residual = labels.energies - potential.predict(labels.structures, forces=False).energies
+    constant = float(residual.mean())
+    return (
+        potential,
+        LabelSet(labels.structures, labels.energies - constant, labels.forces),
+        constant,
     )
 
 
-def scores(spreads: list[Spread], test: LabelSet, offset: float) -> dict[str, float]:
-    """Return RMSE of energies and forces, Gaussian NLL of both and the z-score of the energy."""
-    error = test.energies - offset - np.array([s.energy for s in spreads])
-    sigma = np.array([s.sigma_energy for s in spreads])
-    force = np.stack([s.forces for s in spreads]) - np.stack(test.forces)
-    sigma_force = np.stack([s.sigma_forces for s in spreads])[..., None] / math.sqrt(3)
+def judged(spreads: list[Spread], test: LabelSet, constant: float) -> dict[str, Any]:
+    """Return the figures of predictions: energies in eV, force components in eV/Å."""
+    energy = test.energies - constant - np.array([s.energy for s in spreads])
+    force = [f - s.forces for f, s in zip(test.forces, spreads, strict=True)]
+    largest = np.array([np.linalg.norm(f, axis=1).max() for f in force])
+    components = np.concatenate([f.ravel() for f in force])
+    sigma = np.concatenate([np.repeat(s.sigma_forces / np.sqrt(3), 3) for s in spreads])
     return {
-        "energy_rmse_kcal": float(np.sqrt((error**2).mean()) / KCAL_PER_MOL),
-        "force_rmse_meV": float(1e3 * np.sqrt((force**2).mean())),
-        "energy_nll": _nll(error, sigma),
-        "force_nll": _nll(force, sigma_force),
-        "energy_z": float(np.sqrt(((error / sigma) ** 2).mean())),
-        "largest_force_error": float(np.linalg.norm(force, axis=-1).max(1).mean()),
-    }
+        "energy": asdict(metrics(energy, np.array([s.sigma_energy for s in spreads]))),
+        "force": asdict(metrics(components, sigma)),
+        "largest_force_spearman": rank_correlation(
+            largest, np.array([s.sigma_forces.max() for s in spreads])
+        ),
+    }  # fmt: skip
 
 
-def _nll(error: np.ndarray, sigma: np.ndarray) -> float:
-    return float(np.mean(0.5 * (error / sigma) ** 2 + np.log(sigma) + 0.5 * np.log(2 * np.pi)))
-
-
-def measure(kind: str, train: LabelSet, test: LabelSet) -> dict[str, Any]:
-    """Update one posterior once and judge it on the test frames."""
-    potential = load("bundled")
-    residual = train.energies - potential.predict(train.structures, forces=False).energies
-    offset = float(residual.mean())
-    labels = LabelSet(train.structures, train.energies - offset, train.forces)
-    settings = PosteriorSettings(kind=kind)
-    posterior = make(potential, settings, Noise(0.003, 0.03), energy_tolerance=0.5 * KCAL_PER_MOL)
-    rng = np.random.default_rng(1)
-    began = time.perf_counter()
-    state, _ = posterior.update(posterior.init(rng), labels, rng)
-    seconds = time.perf_counter() - began
-    began = time.perf_counter()
-    spreads = [posterior.spread(state, s) for s in test.structures]
-    return {
-        "update_s": seconds,
-        "check_ms": 1e3 * (time.perf_counter() - began) / len(test),
-        **scores(spreads, test, offset),
-    }
-
-
-def untuned(train: LabelSet, test: LabelSet) -> dict[str, float]:
-    """Return the errors of the foundation with its own best offset on the test frames."""
-    out = load("bundled").predict(test.structures)
-    error = test.energies - out.energies
-    force = np.stack(out.forces or ()) - np.stack(test.forces)
-    return {
-        "energy_rmse_kcal": float(error.std() / KCAL_PER_MOL),
-        "force_rmse_meV": float(1e3 * np.sqrt((force**2).mean())),
-        "largest_force_error": float(np.linalg.norm(force, axis=-1).max(1).mean()),
-    }
-
-
-def main() -> dict[str, Any]:
-    """Measure what is missing and print the table."""
-    torch.set_num_threads(THREADS)
-    train, test = labelled(frames(LABELS, seed=1)), labelled(frames(TESTS, seed=2))
-    rows = {"untuned": cell("posterior", "untuned", lambda: untuned(train, test))}
-    for kind in ("linearised", "sghmc"):
-        rows[kind] = cell("posterior", kind, lambda kind=kind: measure(kind, train, test))
-    columns = (
-        "update_s", "energy_rmse_kcal", "force_rmse_meV", "largest_force_error", "energy_nll",
-        "force_nll", "energy_z", "check_ms",
+def measure(system: str, name: str, n: int, seed: int, folder: Path) -> dict[str, Any]:
+    """Update one posterior once from the foundation, and judge it on all test sets."""
+    potential, labels, constant = prepared(system, n, seed, folder)
+    elements = sorted({int(z) for s in labels.structures for z in s.numbers})
+    posterior = make(
+        potential, PosteriorSettings(**POSTERIORS[name]), NOISE,
+        energy_tolerance=0.5 * KCAL_PER_MOL, elements=elements,
     )  # fmt: skip
-    title = f"Ethanol, 300 K, {LABELS} GFN2-xTB labels, {TESTS} test frames of another run"
-    print(
-        table(
-            title,
-            ("posterior", *columns),
-            [(name, *(row.get(c, "–") for c in columns)) for name, row in rows.items()],
-        )
-    )
-    about = context(threads=THREADS, seeds="frames 1 and 2, posterior 1")
-    print(machine(about))
-    return {"context": about, "rows": rows}
+    rng = np.random.default_rng(seed)
+    state = posterior.init(rng)
+    began = time.perf_counter()
+    state, info = posterior.update(state, labels, rng)
+    update_s = time.perf_counter() - began
+    posterior.activate(state)
+    tests, checks = {}, []
+    for title, make_test in SYSTEMS[system][2].items():
+        test = fixed_data.drawn(make_test, fixed_data.TESTS, 0)
+        began = time.perf_counter()
+        spreads = [posterior.spread(state, s) for s in test.structures]
+        checks.append((time.perf_counter() - began) / len(test))
+        tests[title] = judged(spreads, test, constant)
+    values = {k: v for k, v in info.values.items() if isinstance(v, float)}
+    return {"tests": tests, "update_s": update_s, "check_ms": 1e3 * min(checks), "info": values}
+
+
+def untuned(system: str, n: int, seed: int, folder: Path) -> dict[str, Any]:
+    """Return the errors of the foundation, and how the distance from the labels ranks them."""
+    potential, labels, constant = prepared(system, n, seed, folder)
+    features = potential.predict(labels.structures, forces=False, features=True).features
+    assert features is not None
+    known = Coverage([s.numbers for s in labels.structures], features)
+    tests = {}
+    for title, make_test in SYSTEMS[system][2].items():
+        test = fixed_data.drawn(make_test, fixed_data.TESTS, 0)
+        out = potential.predict(test.structures, features=True)
+        assert out.forces is not None and out.features is not None
+        spreads = [
+            Spread(float(e), f, d := known.novelty(s.numbers, h), np.full(len(s), d))
+            for s, e, f, h in zip(
+                test.structures, out.energies, out.forces, out.features, strict=True
+            )
+        ]
+        tests[title] = judged(spreads, test, constant)
+    return {"tests": tests}
+
+
+def wanted() -> list[tuple[str, str, int, int]]:
+    """Return (system, posterior, labels, seed) of every cell, the quick and important first."""
+    names = [name for name in POSTERIORS if name not in PUBLISHED]
+    cells = [(s, "untuned", RANKED, seed) for seed in SEEDS for s in SYSTEMS]
+    cells += [(s, name, RANKED, seed) for seed in SEEDS for name in names for s in SYSTEMS]
+    cells += [
+        (s, name, n, seed) for n in LABELS for seed in SEEDS for name in names for s in SYSTEMS
+    ]
+    cells += [(s, name, RANKED, SEEDS[0]) for name in PUBLISHED for s in SYSTEMS]
+    return cells
+
+
+def main() -> None:
+    """Measure what is not there yet, and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", default="", help="Cells whose name holds this word.")
+    parser.add_argument("--list", action="store_true", help="Print what is there, measure nothing.")
+    options = parser.parse_args()
+    torch.set_num_threads(THREADS)
+    found: dict[tuple[str, str, int, int], dict[str, Any]] = {}
+    with tempfile.TemporaryDirectory() as work:
+        folder = Path(work) / "spice"
+        for key in wanted():
+            name = "-".join(str(part).replace(", ", "-").replace(" ", "-") for part in key)
+            there = (RESULTS / "posterior" / f"{name}.json").exists()
+            if there or (options.only in name and not options.list):
+                found[key] = cell("posterior", name, partial(_cell, key, folder))
+                print(name, flush=True)
+    for n in sorted({key[2] for key in found}):
+        print(_table(found, n))
+    print(machine(context(threads=THREADS, dtype=DTYPE, seeds=str(SEEDS), noise=str(NOISE))))
+
+
+def _cell(key: tuple[str, str, int, int], folder: Path) -> dict[str, Any]:
+    system, name, n, seed = key
+    if name == "untuned":
+        return untuned(system, n, seed, folder)
+    return measure(system, name, n, seed, folder)
+
+
+def _table(found: dict[tuple[str, str, int, int], dict[str, Any]], n: int) -> str:
+    rows = []
+    for system, (_, _, tests) in SYSTEMS.items():
+        for title in tests:
+            for name in ("untuned", *POSTERIORS):
+                cells = [c for (s, p, m, _), c in found.items() if (s, p, m) == (system, name, n)]
+                if cells:
+                    rows.append([system, title, name, len(cells), *_figures(cells, title)])
+    columns = (
+        "system", "tested at", "posterior", "seeds", "E RMSE, meV", "F RMSE, meV/Å", "E NLL",
+        "F NLL", "E CRPS, meV", "E area", "E z", "F z", "E Spearman", "largest F Spearman",
+        "E within 90 %", "F within 90 %", "update, s", "check, ms",
+    )  # fmt: skip
+    return table(f"{n} labels", columns, rows)
+
+
+def _figures(cells: list[dict[str, Any]], title: str) -> list[Any]:
+    """Return the mean over the seeds of every figure of one row."""
+
+    def mean(*path: str | int) -> float:
+        values = []
+        for c in cells:
+            value: Any = c["tests"][title]
+            for key in path:
+                value = value[key]
+            values.append(value)
+        return float(np.mean(values))
+
+    accuracy = [1e3 * mean("energy", "rmse"), 1e3 * mean("force", "rmse")]
+    ranks = [mean("energy", "spearman"), mean("largest_force_spearman")]
+    if "update_s" not in cells[0]:
+        return [*accuracy, *["–"] * 6, *ranks, *["–"] * 4]
+    return [
+        *accuracy, mean("energy", "nll"), mean("force", "nll"), 1e3 * mean("energy", "crps"),
+        mean("energy", "miscalibration"), mean("energy", "z"), mean("force", "z"), *ranks,
+        mean("energy", "coverage", 1), mean("force", "coverage", 1),
+        float(np.mean([c["update_s"] for c in cells])),
+        float(np.mean([c["check_ms"] for c in cells])),
+    ]  # fmt: skip
 
 
 if __name__ == "__main__":
