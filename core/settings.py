@@ -323,6 +323,16 @@ class LabellingSettings(_Section):
     batch_size: int = Field(
         8, ge=1, le=1000, description="Frames proposed at once.", json_schema_extra=_live()
     )
+    rule: Literal["tolerance", "sigma", "moving-average"] = Field(
+        "tolerance", title="Flag by",
+        description="tolerance: where an error may exceed one; for comparison, sigma: where the "
+        "largest raw force σ exceeds a value; moving-average: where it exceeds its mean over the "
+        "last 400 checks by a fraction.",
+    )  # fmt: skip
+    rule_value: float = Field(
+        0.1, gt=0, title="Value of the rule",
+        description="eV/Å for sigma, the fraction for moving-average.",
+    )  # fmt: skip
     every: int = Field(
         0, ge=0, title="Label every Nth step",
         description="Instead of where the model is unsure; 0 for where it is unsure.",

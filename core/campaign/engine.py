@@ -22,7 +22,6 @@ import torch
 
 from core.acquisition.selection import max_determinant
 from core.assets import cache
-from core.calibration import Assessment
 from core.campaign import canary
 from core.campaign import events as ev
 from core.campaign.accounts import Accounts, joined
@@ -37,6 +36,7 @@ from core.campaign.learner import (
     label_set,
 )
 from core.campaign.loop import Rewind
+from core.campaign.rules import Rule
 from core.campaign.state import State
 from core.campaign.store import Frame, LabelRow, Snapshot
 from core.contracts import Compiler, Failure, Label, LabelSet, Potential
@@ -117,7 +117,8 @@ class Engine:
         self._accounts = Accounts(self.potential, settings.potential.model)
         self.knowledge = self.learner.begin()
         self.learner.activate(self.knowledge)
-        self._periodic = settings.labelling.every > 0
+        self._labelling = settings.labelling
+        self._rule = Rule(settings.labelling)
         self._compiler: Compiler | None = None
         if settings.potential.compiled:
             self._compiler = self.potential.compile(structure, cache() / "compiled")
@@ -208,7 +209,7 @@ class Engine:
     def _watch(self) -> None:
         """Let every step give the energy's uncertainty, once there is something to trust."""
         watched = None
-        if self.knowledge.labels and not self._periodic:
+        if self.knowledge.labels and self._rule.watches:
             watched = self.learner.posterior.watched(self.knowledge.posterior)
         self._evaluator.watch(watched)
 
@@ -221,9 +222,11 @@ class Engine:
         d, knowledge = self.dynamics, self.knowledge
         spread = self.learner.judge(knowledge, d.structure)
         seen = self.learner.assess(knowledge, spread, state)
-        reasons = _reasons(state, seen, d.step)
-        kind = "untrusted" if not state.trusted else "flagged" if reasons else "trusted"
         sigma_force = float(spread.sigma_forces.max())
+        reasons: tuple[str, ...] = ("initial",)
+        if state.trusted:
+            reasons = self._rule.at(d.step, seen, sigma_force)
+        kind = "untrusted" if not state.trusted else "flagged" if reasons else "trusted"
         novelty = self.learner.novelty(knowledge, d.structure)
         frame = Frame(
             id=frame_id, step=d.step, time=d.time_fs, kind=kind, positions=d.positions,
@@ -244,6 +247,10 @@ class Engine:
             stress_bound=_known(seen.stress_bound), novelty=_known(novelty),
         )  # fmt: skip
         return frame, event
+
+    def remember(self, sigma_forces: Sequence[float]) -> None:
+        """Take up the largest force σ of the frames judged so far, eV/Å, oldest first."""
+        self._rule = Rule(self._labelling, sigma_forces)
 
     def rewind(self, frame: Frame, request: Rewind) -> None:
         """Go on from a stored frame."""
@@ -469,9 +476,11 @@ class Engine:
         """Judge a waiting frame with the weights in force."""
         spread = self.learner.judge(self.knowledge, structure)
         seen = self.learner.assess(self.knowledge, spread, state)
+        sigma_force = float(spread.sigma_forces.max())
         return ev.Rescored(
-            query_id=query_id, reasons=seen.reasons, sigma_energy=float(spread.sigma_energy),
-            sigma_force=float(spread.sigma_forces.max()), probability=float(seen.probability),
+            query_id=query_id, reasons=self._rule.reasons(seen, sigma_force),
+            sigma_energy=float(spread.sigma_energy), sigma_force=sigma_force,
+            probability=float(seen.probability),
             energy_bound=float(seen.energy_bound), force_bound=float(seen.force_bound),
             sigma_stress=_known(spread.sigma_stress), stress_bound=_known(seen.stress_bound),
             novelty=_known(self.learner.novelty(self.knowledge, structure)),
@@ -519,13 +528,3 @@ def _plain(value: object) -> object:
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
     return float(value) if np.ndim(value) == 0 else np.asarray(value, dtype=float).tolist()  # type: ignore[arg-type]
-
-
-def _reasons(state: State, seen: Assessment, step: int) -> tuple[str, ...]:
-    """Return why the frame at `step` deserves a label; empty where it does not."""
-    if not state.trusted:
-        return ("initial",)
-    every = state.settings.labelling.every
-    if every:
-        return ("periodic",) if step % every == 0 else ()
-    return seen.reasons

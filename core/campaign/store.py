@@ -411,6 +411,14 @@ def read_last_frame(connection: sqlite3.Connection) -> Frame:
     return _frame_of(connection.execute("SELECT * FROM frames ORDER BY id DESC LIMIT 1").fetchone())
 
 
+def read_sigma_forces(connection: sqlite3.Connection, n: int) -> list[float]:
+    """Return the largest force σ, eV/Å, of the last n frames of trusted weights, oldest first."""
+    rows = connection.execute(
+        "SELECT sigma_force FROM frames WHERE kind != 'untrusted' ORDER BY id DESC LIMIT ?", (n,)
+    ).fetchall()
+    return [float(row[0]) for row in reversed(rows)]
+
+
 def read_labels(connection: sqlite3.Connection) -> list[LabelRow]:
     """Return all labels in the order of their queries."""
     rows = connection.execute(

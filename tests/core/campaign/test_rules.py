@@ -1,0 +1,63 @@
+"""The rules that flag a frame, and that a campaign keeps to them over an interruption."""
+
+import numpy as np
+import pytest
+
+from core import worker
+from core.calibration import Assessment
+from core.campaign.reader import CampaignReader
+from core.campaign.rules import REMEMBERED, Rule
+from core.settings import LabellingSettings
+
+SURE = Assessment(0.99, 0.01, 0.05, ())
+UNSURE = Assessment(0.5, 0.05, 0.2, ("energy",))
+
+
+def rule(recent=(), **given):
+    return Rule(LabellingSettings(**given), recent)
+
+
+def test_by_tolerance_the_assessment_decides():
+    assert rule().at(7, SURE, 9.0) == () and rule().at(7, UNSURE, 0.0) == ("energy",)
+    assert rule().watches and not rule(rule="sigma").watches and not rule(every=5).watches
+
+
+def test_every_nth_step_whatever_the_model_says():
+    periodic = rule(every=5)
+    assert periodic.at(10, SURE, 0.0) == ("periodic",) and periodic.at(11, UNSURE, 9.0) == ()
+
+
+def test_a_fixed_threshold_on_sigma():
+    fixed = rule(rule="sigma", rule_value=0.1)
+    assert fixed.at(1, UNSURE, 0.09) == () and fixed.at(2, SURE, 0.11) == ("force",)
+
+
+def test_the_running_mean_is_that_of_the_frames_before():
+    moving = rule(rule="moving-average", rule_value=0.5)
+    assert moving.at(1, SURE, 1.0) == ()  # nothing before it
+    assert moving.at(2, SURE, 1.4) == () and moving.at(3, SURE, 1.81) == ("force",)
+    mean = (1.0 + 1.4 + 1.81) / 3
+    assert moving.reasons(SURE, 1.49 * mean) == () and moving.reasons(SURE, 1.51 * mean)
+    old = rule(rule="moving-average", rule_value=0.5, recent=[100.0] + [1.0] * REMEMBERED)
+    assert old.at(9, SURE, 1.6) == ("force",)  # the hundred is forgotten
+
+
+@pytest.mark.parametrize("value", [0.01, 1e6])
+def test_a_campaign_by_the_running_mean(tmp_path, make_settings, value):
+    def flagged(directory):
+        with CampaignReader(directory) as reader:
+            rows = reader.frames_since(0)
+        return rows["step"][rows["kind"] == "flagged"].tolist(), rows
+
+    given = {"labelling__rule": "moving-average", "labelling__rule_value": value}
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    for directory in (whole, parts):
+        worker.prepare(directory, make_settings(**given))
+    worker.run_inline(whole)
+    worker.run_inline(parts, until=lambda state: state.trusted and state.step >= 60)
+    worker.run_inline(parts)
+    steps, rows = flagged(whole)
+    assert flagged(parts)[0] == steps and bool(steps) == (value < 1)
+    judged = rows["sigma_force"][rows["kind"] != "untrusted"]
+    over = [s > (1 + value) * np.mean(judged[:i]) for i, s in enumerate(judged) if i]
+    assert sum(over) == len(steps)
