@@ -464,6 +464,62 @@ def strategies(as_json: Json = False) -> None:
     _print({"strategies": listed}, as_json, [f"{name}: {about}" for name, about in listed.items()])
 
 
+@cli.command()
+def screen(
+    pool: Annotated[
+        Path,
+        typer.Argument(help="Structures: .extxyz, an ASE .db, .h5, or a campaign's folder."),
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Extended XYZ to be written.")],
+    n: Annotated[int, typer.Option("-n", min=0, help="How many to choose.")] = 100,
+    kernel: Annotated[
+        str, typer.Option(help="activation, ntk, force-ntk or joint: by what they are told apart.")
+    ] = "joint",
+    train: Annotated[
+        Path | None, typer.Option(help="Structures that are labelled already.")
+    ] = None,
+    model: Annotated[str, typer.Option(help="Its name, or a bundle.")] = "bundled",
+    shortlist: Annotated[
+        int, typer.Option(min=0, help="Candidates of the last stage; 0 for five times -n.")
+    ] = 0,
+    width: Annotated[int, typer.Option(min=16, max=8192, help="Columns of the sketch.")] = 512,
+    seed: Seed = 1,
+    dtype: Precision = "float32",
+    threads: Threads = 0,
+    as_json: Json = False,
+) -> None:
+    """Choose from a pool what is worth a label. Interrupted, the same command goes on."""
+    _check_choice("--kernel", kernel, ("activation", "ntk", "force-ntk", "joint"))
+    _check_choice("--dtype", dtype, ("float32", "float64"))
+    _use_threads(threads)
+    module = importlib.import_module("core.campaign.screen")  # loads torch
+    order = module.Order(
+        pool, n, out, train, model, kernel, shortlist,
+        module.Recipe(kernel, width=width, seed=seed), dtype,
+    )  # fmt: skip
+    try:
+        figures = module.screen(order, _Stage())
+    except KeyboardInterrupt:
+        raise FlywiseError(
+            f"Interrupted; what is done is beside {out}, and the same command goes on."
+        ) from None
+    stages = [f"{name:<12}{seconds:.0f} s" for name, seconds in figures["stages_s"].items()]
+    chosen = f"chosen      {figures['chosen']:,} of {figures['pool']:,}, written to {out}"
+    _print(figures, as_json, [*stages, chosen])
+
+
+class _Stage:
+    """Says now and then how far a screening is."""
+
+    def __init__(self) -> None:
+        self._told = 0.0
+
+    def __call__(self, stage: str, done: int, seconds: float) -> None:
+        if time.monotonic() > self._told + 2:
+            self._told = time.monotonic()
+            _say(f"{stage}: {done:,} structures, {seconds:.0f} s")
+
+
 @cli.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def bench(
     context: typer.Context, name: Annotated[str, typer.Argument(help="Name of a benchmark.")]

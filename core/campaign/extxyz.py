@@ -6,6 +6,7 @@ guessed or evaluated: values stay text, columns become numbers, and errors name 
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -98,28 +99,35 @@ def read(text: str) -> Iterator[XyzFrame]:
     Raises:
         StructureError: what is wrong, and in which line.
     """
-    lines = text.splitlines()
-    at = 0
-    while at < len(lines):
-        if not lines[at].strip():
-            at += 1
+    return stream(text.splitlines())
+
+
+def stream(lines: Iterable[str]) -> Iterator[XyzFrame]:
+    """Read frames from lines as they come, such as those of an open file.
+
+    Raises:
+        StructureError: what is wrong, and in which line.
+    """
+    given, at = iter(lines), 0
+    for line in given:
+        at += 1
+        if not line.strip():
             continue
-        count = _count(lines, at)
-        yield _frame(lines[at + 1 : at + 2 + count], at + 2)
-        at += 2 + count
+        count = _count(line.strip(), at)
+        frame = list(itertools.islice(given, count + 1))
+        if len(frame) <= count:
+            raise StructureError(
+                f"Line {at} announces {count} atoms, but {max(len(frame) - 1, 0)} lines are left; "
+                "the file is cut off."
+            )
+        yield _frame(frame, at + 1)
+        at += count + 1
 
 
-def _count(lines: list[str], at: int) -> int:
-    text = lines[at].strip()
+def _count(text: str, line: int) -> int:
     if not re.fullmatch(r"[0-9]{1,9}", text) or int(text) == 0:
         raise StructureError(
-            f"Line {at + 1} is {text[:40]!r}, where the number of atoms of a frame is expected."
-        )
-    rest = len(lines) - at - 2
-    if int(text) > rest:
-        raise StructureError(
-            f"Line {at + 1} announces {text} atoms, but {max(rest, 0)} lines are left; the file "
-            "is cut off."
+            f"Line {line} is {text[:40]!r}, where the number of atoms of a frame is expected."
         )
     return int(text)
 

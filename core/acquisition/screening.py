@@ -1,0 +1,124 @@
+"""From a pool of any size to the structures worth a label: numbers of the cascade. Arrays only.
+
+First all candidates are scored by what the labels leave unknown of their activations; the highest
+make a shortlist, which is scored by the joint energy and force kernel and chosen from so that each
+pick counts what the picks before it would have told (arXiv 2605.13788).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import linalg
+
+from core.acquisition.features import standardised
+from core.acquisition.variance import ResidualVariance
+
+ACTIVATION_NOISE = 0.1
+"""Of an activation, relative to its spread in the pool."""
+PRIOR_STD = 0.3
+"""Prior spread of every weight, for kernels of derivatives."""
+CHUNK = 8192
+
+
+def activation_scores(pool: np.ndarray, train: np.ndarray) -> np.ndarray:
+    """Return the variance (S,) left of pooled activations (S, D) once `train` (T, D) is known.
+
+    Features are standardised on the pool and divided by √D: unknown entirely is about 1.
+    """
+    mean, spread = standardised(pool)
+    scale = spread * np.sqrt(pool.shape[1])
+    variance = ResidualVariance(pool.shape[1], ACTIVATION_NOISE)
+    variance.observe((train - mean) / scale)
+    parts = [
+        variance.of((pool[start : start + CHUNK] - mean) / scale)
+        for start in range(0, len(pool), CHUNK)
+    ]
+    return np.concatenate([np.zeros(0), *parts])
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Variances left, in units of the noise squared.
+
+    Attributes:
+        energy: (S,) of the energy; nan where the kernel has none. force: (S,) mean over components.
+    """
+
+    energy: np.ndarray
+    force: np.ndarray
+
+    @property
+    def total(self) -> np.ndarray:
+        """(S,) sum of both."""
+        return np.nan_to_num(self.energy) + np.nan_to_num(self.force)
+
+
+class Shortlist:
+    """Candidates with several rows each, chosen from one by one.
+
+    Args:
+        rows: of each candidate (R, D), in units of the noise. has_energy: whether the first row
+            is the energy's, the others forces'. train: rows (T, D) already observed, in parts.
+    """
+
+    def __init__(
+        self, rows: Sequence[np.ndarray], *, has_energy: bool, train: Iterable[np.ndarray] = ()
+    ) -> None:
+        self._ends = np.cumsum([0, *(len(r) for r in rows)])
+        width = rows[0].shape[1] if rows else 0
+        self._rows = np.concatenate([np.zeros((0, width)), *rows]).astype(np.float32) * PRIOR_STD
+        self._has_energy = has_energy
+        precision = np.eye(width)
+        for part in train:
+            scaled = np.asarray(part, dtype=float) * PRIOR_STD
+            precision += scaled.T @ scaled
+        self._covariance = linalg.inv(precision) if width else precision
+        self._variance = np.concatenate([np.zeros(0), *(self._of(part) for part in self._parts())])
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def _parts(self) -> list[np.ndarray]:
+        return [self._rows[i : i + CHUNK] for i in range(0, len(self._rows), CHUNK)]
+
+    def _of(self, rows: np.ndarray) -> np.ndarray:
+        return np.einsum("rd,rd->r", rows @ self._covariance.astype(np.float32), rows).astype(float)
+
+    def scores(self) -> Scores:
+        """Return what is left unknown of every candidate now."""
+        sums = np.add.reduceat(np.append(self._variance, 0.0), self._ends[:-1])
+        sums[np.diff(self._ends) == 0] = 0
+        counts = np.diff(self._ends)
+        if not self._has_energy:
+            return Scores(np.full(len(self), np.nan), sums / np.maximum(counts, 1))
+        energy = self._variance[self._ends[:-1]]
+        force = (sums - energy) / np.maximum(counts - 1, 1)
+        return Scores(energy, np.where(counts > 1, force, np.nan))
+
+    def choose(self, n: int) -> list[int]:
+        """Return up to `n` candidates; each has the most left unknown after those before it."""
+        open_ = np.ones(len(self), dtype=bool)
+        chosen: list[int] = []
+        for _ in range(min(n, len(self))):
+            pick = int(np.argmax(np.where(open_, self.scores().total, -np.inf)))
+            open_[pick] = False
+            chosen.append(pick)
+            self._observe(pick)
+        return chosen
+
+    def _observe(self, pick: int) -> None:
+        """Condition on the labels of one candidate, with unit noise."""
+        rows = self._rows[self._ends[pick] : self._ends[pick + 1]].astype(float)
+        along = self._covariance @ rows.T
+        inner = rows @ along + np.eye(len(rows))
+        lower = linalg.cholesky(inner, lower=True)
+        known = linalg.solve_triangular(lower, along.T, lower=True).T
+        self._covariance -= known @ known.T
+        small = known.astype(np.float32)
+        for start in range(0, len(self._rows), CHUNK):
+            part = slice(start, start + CHUNK)
+            self._variance[part] -= ((self._rows[part] @ small) ** 2).sum(axis=1)
+        np.maximum(self._variance, 0.0, out=self._variance)

@@ -1,0 +1,158 @@
+"""Screening a pool: every format, the cascade, an interruption, and what is refused."""
+
+import ase.db
+import h5py
+import numpy as np
+import pytest
+
+from core.campaign import extxyz, pool
+from core.campaign import screen as module
+from core.campaign.screen import Order, Rows, screen
+from core.errors import InputError, ModelError
+from core.structures import Structure, from_name
+
+
+@pytest.fixture
+def structures(rng):
+    """Ethanol and water, shaken; the last ethanol has a stretched O-H bond."""
+    found = []
+    for k in range(12):
+        start = from_name("CH3CH2OH" if k % 3 else "H2O")
+        found.append(start.moved(start.positions + 0.03 * rng.standard_normal((len(start), 3))))
+    torn = found[-1].positions.copy()
+    torn[3] += 0.8 * (torn[3] - torn[2]) / np.linalg.norm(torn[3] - torn[2])
+    return [*found[:-1], found[-1].moved(torn)]
+
+
+def write(path, structures):
+    extxyz.save(path, (extxyz.write(s, {}, {"pos": s.positions}) for s in structures))
+    return path
+
+
+def same(found, given):
+    assert len(found) == len(given)
+    for a, b in zip(found, given, strict=True):
+        assert (a.numbers == b.numbers).all()
+        np.testing.assert_allclose(a.positions, b.positions, atol=1e-6)
+
+
+def test_the_same_structures_from_every_format(structures, tmp_path):
+    same(list(pool.structures(write(tmp_path / "pool.extxyz", structures))), structures)
+    with ase.db.connect(str(tmp_path / "pool.db")) as database:
+        for s in structures:
+            database.write(s.to_atoms())
+    same(list(pool.structures(tmp_path / "pool.db")), structures)
+    with h5py.File(tmp_path / "pool.h5", "w") as file:
+        for name, n in (("water", 3), ("ethanol", 9)):
+            alike = [s.positions for s in structures if len(s) == n]
+            group = file.create_group(f"molecules/{name}")
+            group["atomic_numbers"] = next(s.numbers for s in structures if len(s) == n)
+            group["conformations"] = np.array(alike) / 0.529177210903
+            group["conformations"].attrs["units"] = "bohr"
+    by_size = sorted(structures, key=lambda s: -len(s))
+    same(list(pool.structures(tmp_path / "pool.h5")), by_size)
+
+
+def order(tmp_path, structures, **given):
+    path = write(tmp_path / "pool.extxyz", structures)
+    return Order(path, out=tmp_path / "chosen.extxyz", **{"n": 3, "shortlist": 6} | given)
+
+
+@pytest.mark.parametrize("kernel", ["activation", "ntk", "force-ntk", "joint"])
+def test_the_torn_molecule_is_chosen_and_reasons_are_given(structures, tmp_path, kernel):
+    train = write(tmp_path / "train.extxyz", structures[:9])
+    found = screen(order(tmp_path, structures, kernel=kernel, train=train))
+    chosen = [c["index"] for c in found["choices"]]
+    assert 11 in chosen and len(set(chosen)) == 3 and found["pool"] == 12
+    torn = found["choices"][chosen.index(11)]
+    assert torn["novelty"] > 2 and torn["reason"] in (
+        "forces", "energy", "its atoms' surroundings",
+    )  # fmt: skip
+    same(list(pool.structures(tmp_path / "chosen.extxyz")), [structures[i] for i in chosen])
+    frame = next(extxyz.read((tmp_path / "chosen.extxyz").read_text()))
+    assert int(frame.info["pool_index"]) == chosen[0] and frame.info["reason"]
+    assert not list(tmp_path.glob("*.parts"))
+
+
+@pytest.mark.parametrize("kernel", ["activation", "joint"])
+@pytest.mark.parametrize(("n", "count"), [(0, 0), (1, 1), (99, 12)])
+def test_budgets(structures, tmp_path, kernel, n, count):
+    found = screen(order(tmp_path, structures, kernel=kernel, n=n, shortlist=0))
+    assert sorted({c["index"] for c in found["choices"]}) == sorted(
+        c["index"] for c in found["choices"]
+    )
+    assert found["chosen"] == count
+
+
+@pytest.mark.parametrize("stage", ["activations", "joint"])
+def test_interrupted_it_goes_on_to_the_same_choice(structures, tmp_path, monkeypatch, stage):
+    monkeypatch.setattr(module, "BATCH", 4)
+    given = order(tmp_path, structures)
+    whole = screen(given)["choices"]
+    told: list[tuple[str, int]] = []
+
+    def stop(at, done, seconds):
+        if at == stage and done >= 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        screen(given, stop)
+    again = screen(given, lambda at, done, seconds: told.append((at, done)))
+    assert [c["index"] for c in again["choices"]] == [c["index"] for c in whole]
+    assert min(done for at, done in told if at == stage) > 3
+    if stage == "joint":
+        assert all(at == "joint" for at, _ in told)
+
+
+def test_another_pool_begins_anew(structures, tmp_path):
+    given = order(tmp_path, structures)
+
+    def stop(at, done, seconds):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        screen(given, stop)
+    write(given.pool, structures[:5])
+    assert screen(given)["pool"] == 5
+
+
+def test_a_row_written_by_half_is_computed_again(tmp_path):
+    rows = Rows(tmp_path / "rows", 3)
+    rows.extend([np.ones((2, 3))], lambda n: None)
+    with open(tmp_path / "rows", "ab") as file:
+        file.write(b"12345")
+    again = Rows(tmp_path / "rows", 3)
+    assert len(again) == 2 and (again.table() == 1).all()
+    again.cut(1)
+    assert len(again) == 1
+
+
+def test_what_is_refused_says_where(structures, tmp_path):
+    with pytest.raises(InputError, match="There is no pool"):
+        screen(Order(tmp_path / "none.extxyz", 1, tmp_path / "o.extxyz"))
+    (tmp_path / "pool.txt").write_text("x")
+    with pytest.raises(InputError, match="accepted: extended XYZ"):
+        list(pool.structures(tmp_path / "pool.txt"))
+    cut = write(tmp_path / "cut.extxyz", structures)
+    cut.write_text(cut.read_text()[:-200])
+    with pytest.raises(InputError, match=r"cut\.extxyz, structure 11: .*(cut off|columns|number)"):
+        list(pool.structures(cut))
+    with pytest.raises(InputError, match="--kernel 'x'"):
+        screen(order(tmp_path, structures, kernel="x"))
+    with pytest.raises(InputError, match=r"ending in \.extxyz"):
+        screen(Order(tmp_path / "pool.extxyz", 1, tmp_path / "out.csv"))
+    uranium = Structure(np.array([92]), np.zeros((1, 3)), spin=4)
+    with pytest.raises(ModelError, match="does not know U"):
+        screen(order(tmp_path, [*structures, uranium]))
+    with h5py.File(tmp_path / "bad.h5", "w") as file:
+        file["x"] = 1
+    with pytest.raises(InputError, match="no group has atomic_numbers"):
+        list(pool.structures(tmp_path / "bad.h5"))
+    (tmp_path / "bad.db").write_bytes(b"not a database at all" * 10)
+    with pytest.raises(InputError, match="bad.db"):
+        list(pool.structures(tmp_path / "bad.db"))
+
+
+def test_the_frames_of_a_campaign_are_a_pool(finished):
+    found = list(pool.structures(finished))
+    assert found and {s.formula for s in found} == {found[0].formula}
