@@ -43,6 +43,7 @@ from app.views.finetuning import Finetuning
 from app.views.home import Home
 from app.views.learning import Learning
 from app.views.log import Log
+from app.views.map import Map
 from app.views.queue import Queue
 from app.views.scene import Scene
 from app.views.settings import Settings
@@ -147,6 +148,7 @@ class Screen:
         }
         self._later: dict[str, Callable[[], Any]] = {
             "Calibration": lambda: Calibration(shown),
+            "Map": lambda: Map(shown, self.selection),
             "Learning": lambda: Learning(shown, self._seat),
             "Fine-tune": lambda: Finetuning(shown, self._seat),
             "Settings": lambda: Settings(shown, self._seat.post),

@@ -71,8 +71,8 @@ th:first-child, td:first-child { text-align: left; padding: 0; color: var(--fw-m
 tr.here td { color: var(--fw-text); font-weight: 600; }
 """
 _NOTHING = (
-    "<h2>Nothing tried yet</h2><p>Once there are labels, another strategy can be tried on them "
-    "beside the simulation: what it would reach on labels it has not seen, and what it forgets of "
+    "<h2>Nothing tried yet</h2><p>Another strategy can be tried on the labels, beside the "
+    "simulation: what it would reach on labels it has not seen, and what it forgets of "
     "other molecules. The result is a model of its own.</p>"
 )
 _TONES = {"running": "busy", "done": "done", "failed": "bad", "stopped": "idle"}

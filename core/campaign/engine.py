@@ -113,7 +113,10 @@ class Engine:
             moving=self._moving(settings.finetuning.strategy),
         )  # fmt: skip
         seed = settings.labelling.seed
-        self.learner = Learner(self.potential, posterior, seed=seed)
+        describer = cast(
+            Potential, load_potential(settings.potential.model, dtype=settings.potential.dtype)
+        )
+        self.learner = Learner(self.potential, posterior, seed=seed, describer=describer)
         self._accounts = Accounts(self.potential, settings.potential.model)
         self.knowledge = self.learner.begin()
         self.learner.activate(self.knowledge)
@@ -227,7 +230,8 @@ class Engine:
         if state.trusted:
             reasons = self._rule.at(d.step, seen, sigma_force)
         kind = "untrusted" if not state.trusted else "flagged" if reasons else "trusted"
-        novelty = self.learner.novelty(knowledge, d.structure)
+        (features,) = self.learner.describe([d.structure])
+        novelty = self.learner.novelty(knowledge, d.structure.numbers, features)
         frame = Frame(
             id=frame_id, step=d.step, time=d.time_fs, kind=kind, positions=d.positions,
             velocities=d.velocities, forces=spread.forces, sigma_atoms=spread.sigma_forces,
@@ -237,6 +241,7 @@ class Engine:
             force_bound=seen.force_bound, reasons=reasons, snapshot=knowledge.snapshot,
             stress=spread.stress, sigma_stress=spread.sigma_stress,
             stress_bound=seen.stress_bound, cell=d.cell, novelty=novelty,
+            activation=features.mean(axis=0),
         )  # fmt: skip
         self.judged = frame
         event = ev.FrameChecked(
@@ -477,13 +482,15 @@ class Engine:
         spread = self.learner.judge(self.knowledge, structure)
         seen = self.learner.assess(self.knowledge, spread, state)
         sigma_force = float(spread.sigma_forces.max())
+        (features,) = self.learner.describe([structure])
+        novelty = self.learner.novelty(self.knowledge, structure.numbers, features)
         return ev.Rescored(
             query_id=query_id, reasons=self._rule.reasons(seen, sigma_force),
             sigma_energy=float(spread.sigma_energy), sigma_force=sigma_force,
             probability=float(seen.probability),
             energy_bound=float(seen.energy_bound), force_bound=float(seen.force_bound),
             sigma_stress=_known(spread.sigma_stress), stress_bound=_known(seen.stress_bound),
-            novelty=_known(self.learner.novelty(self.knowledge, structure)),
+            novelty=_known(novelty),
         )  # fmt: skip
 
     def select(self, structures: Sequence[Structure], n: int) -> list[int]:

@@ -87,11 +87,17 @@ class Learner:
 
     Args:
         seed: every update draws from a generator of its own, made from `seed` and its number.
+        describer: gives the features structures are compared by: a copy of the foundation whose
+            weights stay, so that what was compared stays comparable; by default `potential`.
     """
 
-    def __init__(self, potential: Potential, posterior: Any, *, seed: int) -> None:
+    def __init__(
+        self, potential: Potential, posterior: Any, *, seed: int, describer: Potential | None = None
+    ) -> None:
         self.potential, self.posterior, self.seed = potential, posterior, seed
-        self._coverage: tuple[Knowledge, Coverage] | None = None
+        self._describer = describer or potential
+        self._described: dict[int, np.ndarray] = {}
+        self._coverage: tuple[frozenset[int], Coverage] | None = None
 
     def _rng(self, number: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, 1, number])
@@ -212,28 +218,37 @@ class Learner:
         energies = self.potential.predict([lab.structure for lab in labels], forces=False).energies
         return constant_offset([lab.energy for lab in labels] - energies)
 
-    def novelty(self, knowledge: Knowledge, structure: Structure) -> float:
+    def novelty(self, knowledge: Knowledge, numbers: np.ndarray, features: np.ndarray) -> float:
         """Return how far a structure lies from the labels; see `core.acquisition.coverage`.
 
-        nan before there are labels. The weights of `knowledge` must be active.
+        nan before there are labels.
+
+        Args:
+            numbers: (N,) atomic numbers. features: (N, D), by `describe`.
         """
         if not knowledge.labels:
             return math.nan
-        if self._coverage is None or self._coverage[0] is not knowledge:
-            structures = [label.structure for label in knowledge.labels]
-            numbers = [s.numbers for s in structures]
-            self._coverage = knowledge, Coverage(numbers, self._features(structures))
-        (features,) = self._features([structure])
-        return self._coverage[1].novelty(structure.numbers, features)
+        labelled = frozenset(label.query_id for label in knowledge.labels)
+        if self._coverage is None or self._coverage[0] != labelled:
+            missing = [la for la in knowledge.labels if la.query_id not in self._described]
+            found = self.describe([label.structure for label in missing])
+            self._described |= {la.query_id: f for la, f in zip(missing, found, strict=True)}
+            known = [self._described[label.query_id] for label in knowledge.labels]
+            each = [label.structure.numbers for label in knowledge.labels]
+            self._coverage = labelled, Coverage(each, known)
+        return self._coverage[1].novelty(numbers, features)
 
-    def _features(self, structures: Sequence[Structure]) -> tuple[np.ndarray, ...]:
-        features = self.potential.predict(structures, forces=False, features=True).features
+    def describe(self, structures: Sequence[Structure]) -> tuple[np.ndarray, ...]:
+        """Return the features (N, D) of every atom of each structure, by the foundation."""
+        if not structures:
+            return ()
+        features = self._describer.predict(structures, forces=False, features=True).features
         assert features is not None
         return features
 
     def covariance(self, knowledge: Knowledge, structures: Sequence[Structure]) -> np.ndarray:
         """Return a kernel (S, S) between candidates, from the potential's invariant features."""
-        return feature_kernel(np.array([f.mean(axis=0) for f in self._features(structures)]))
+        return feature_kernel(np.array([f.mean(axis=0) for f in self.describe(structures)]))
 
     def save(self, knowledge: Knowledge, path: Path) -> None:
         """Write the posterior's state."""

@@ -115,6 +115,17 @@ class CampaignReader:
         )  # fmt: skip
         return {name: _column(name, [row[name] for row in rows]) for name in _SERIES}
 
+    def activations_since(self, frame_id: int, limit: int = -1) -> tuple[np.ndarray, np.ndarray]:
+        """Return ids (F,) and activations (F, D) of the frames after `frame_id` that have one."""
+        rows = self._rows(
+            "SELECT id, activation FROM frames WHERE id > ? AND activation IS NOT NULL "
+            "ORDER BY id LIMIT ?", frame_id, limit,
+        )  # fmt: skip
+        ids = np.array([row["id"] for row in rows], dtype=np.int64)
+        if not len(ids):
+            return ids, np.zeros((0, 0), dtype=np.float32)
+        return ids, np.stack([np.frombuffer(row["activation"], dtype="<f4") for row in rows])
+
     def rewound_frames(self, after_step: int) -> np.ndarray:
         """Return the ids of frames later than `after_step` that the dynamics went back on."""
         rows = self._rows(

@@ -70,6 +70,7 @@ _COLUMNS = {
         "sigma_stress": "REAL",
         "stress_bound": "REAL",
         "novelty": "REAL",
+        "activation": "BLOB",
     },
     "labels": {"stress": "BLOB"},
     "scores": {"stress_ratio": "REAL"},
@@ -90,7 +91,8 @@ class Frame:
         sigma_atoms: (N,) eV/Å; sigma_force is their largest.
         stress: (3, 3), eV/Å³, None where it is not learned from; sigma_stress, stress_bound: of
             its least certain component. novelty: see `core.acquisition.coverage`; nan before
-            there are labels.
+            there are labels. activation: (D,) mean of the foundation's features over the atoms,
+            None where it was not kept.
     """
 
     step: int
@@ -113,6 +115,7 @@ class Frame:
     sigma_stress: float = float("nan")
     stress_bound: float = float("nan")
     novelty: float = float("nan")
+    activation: np.ndarray | None = None
     reasons: tuple[str, ...] = ()
     snapshot: int = 0
     steered: bool = False
@@ -321,8 +324,9 @@ def _insert_frame(connection: sqlite3.Connection, frame: Frame) -> int:
     cursor = connection.execute(
         "INSERT INTO frames (step, time, kind, steered, positions, velocities, energy, offset, "
         "forces, temperature, sigma_energy, sigma_force, sigma_atoms, probability, energy_bound, "
-        "force_bound, reasons, snapshot, stress, sigma_stress, stress_bound, cell, novelty) "
-        "VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+        "force_bound, reasons, snapshot, stress, sigma_stress, stress_bound, cell, novelty, "
+        "activation) "
+        "VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
         (
             frame.step, frame.time, frame.kind, int(frame.steered),
             frame.positions.astype("<f8").tobytes(), frame.velocities.astype("<f8").tobytes(),
@@ -331,6 +335,7 @@ def _insert_frame(connection: sqlite3.Connection, frame: Frame) -> int:
             frame.probability, frame.energy_bound, frame.force_bound,
             " ".join(frame.reasons), frame.snapshot, _bytes(frame.stress), frame.sigma_stress,
             frame.stress_bound, _bytes(frame.cell), frame.novelty,
+            None if frame.activation is None else frame.activation.astype("<f4").tobytes(),
         ),
     )  # fmt: skip
     assert cursor.lastrowid is not None
@@ -367,6 +372,7 @@ def _frame_of(row: sqlite3.Row) -> Frame:
         snapshot=row["snapshot"], stress=_matrix_of(row["stress"]),
         cell=_matrix_of(row["cell"]), sigma_stress=number("sigma_stress"),
         stress_bound=number("stress_bound"), novelty=number("novelty"),
+        activation=None if row["activation"] is None else array("activation", "<f4"),
     )  # fmt: skip
 
 

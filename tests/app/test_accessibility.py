@@ -24,7 +24,7 @@ def findings(page: Page) -> list[str]:
 @pytest.mark.parametrize("theme", ["default", "dark"])
 def test_the_screen_and_its_tabs(watched, serve, ran, theme):
     page = opened(watched, serve(ran) + f"/?theme={theme}")
-    for tab in ("Traces", "Calibration", "Learning", "Fine-tune", "Settings", "Log"):
+    for tab in ("Traces", "Calibration", "Map", "Learning", "Fine-tune", "Settings", "Log"):
         page.get_by_role("tab", name=tab).click()
         page.wait_for_timeout(1500)
         assert findings(page) == [], tab

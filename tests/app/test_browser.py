@@ -267,7 +267,7 @@ def test_a_killed_worker_is_shown_and_started_again(watched, serve, argon):
 
 def test_dark_mode_reaches_canvas_plots_and_tables(watched, serve, ran):
     page = opened(watched, serve(ran) + "/?theme=dark")
-    for tab in ("Traces", "Calibration", "Learning", "Fine-tune", "Settings", "Log"):
+    for tab in ("Traces", "Calibration", "Map", "Learning", "Fine-tune", "Settings", "Log"):
         page.get_by_role("tab", name=tab).click()
         for part in (".stage", ".tabs", ".queue", ".controls"):
             wait_for(lambda part=part: np.median(pixels(page, part)) < 60)
@@ -278,7 +278,7 @@ def test_dark_mode_reaches_canvas_plots_and_tables(watched, serve, ran):
         with contextlib.suppress(AssertionError):
             wait_for(lambda: np.median(pixels(page, ".controls")) > 200, 15)
             break
-    for tab in ("Traces", "Calibration", "Learning", "Fine-tune", "Settings", "Log"):
+    for tab in ("Traces", "Calibration", "Map", "Learning", "Fine-tune", "Settings", "Log"):
         page.get_by_role("tab", name=tab).click()
         for part in (".stage", ".tabs", ".queue", ".controls"):
             wait_for(lambda part=part: np.median(pixels(page, part)) > 200)
