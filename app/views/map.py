@@ -18,6 +18,7 @@ from bokeh.plotting import figure
 
 from app import theme, wording
 from app.selection import Selection
+from app.series import KINDS
 from app.state import CampaignState, Glance
 from core.campaign.state import LABELLED
 
@@ -140,7 +141,10 @@ class Map(pn.viewable.Viewer):
         at = np.searchsorted(series["id"], self._ids)
         known = at < len(series)
         at = np.minimum(at, max(len(series) - 1, 0))
-        bound = np.where(known, series["force_bound"][at], np.nan) if len(series) else at * np.nan
+        bound = np.full(len(at), np.nan)
+        if len(series):
+            judged = known & (series["kind"][at] != KINDS.index("untrusted"))
+            bound = np.where(judged, series["force_bound"][at], np.nan)
         labelled = np.isin(self._ids, list(done))
         shown = spread(len(self._ids), SHOWN)
         shown = shown[~labelled[shown]]
@@ -201,7 +205,8 @@ class Map(pn.viewable.Viewer):
         scale = f"background: linear-gradient(90deg, {', '.join(theme.ERROR_SCALE)})"
         self._legend.object = (
             f'<p>0 <i class="scale" style="{scale}"></i> {wording.figures(high)} eV/Å bound on the '
-            'force error <i class="ring"></i>labelled <i class="here"></i>on show</p>'
+            'force error, grey before trust <i class="ring"></i>labelled <i class="here"></i>on '
+            "show</p>"
         )
 
     def paint(self, palette: theme.Palette) -> None:

@@ -55,6 +55,9 @@ def test_frames_and_labels_are_drawn_once(learned, view):
     assert len(ids) > 10 and rows.shape[1] > 0
     drawn = [*view._frames.data["id"], *view._labels.data["id"]]
     assert sorted(drawn) == ids.tolist()
+    first = [q.frame_id for q in learned.glance().state.queue if "initial" in q.reasons]
+    early = np.isin(view._labels.data["id"], first)
+    assert early.any() and np.isnan(view._labels.data["bound"][early]).all()
     labelled = {q.frame_id for q in learned.glance().state.queue if q.status == "trained"}
     assert set(view._labels.data["id"]) == labelled
     assert "Map of the frames" in view._head.object and "labelled" in view._legend.object
