@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "assets" / "foundat
 from choose import RIDGE, by_leverage
 from gradients import Gradients, Shape, packed
 from soap import Soap
+from widen import widened
 
 CHANNELS = 8
 MOLECULES = [from_atoms(molecule(name)) for name in ("H2O", "CH3OH", "CH4", "C2H6", "CO2", "O2")]
@@ -136,3 +137,21 @@ def test_molecules_are_taken_by_how_little_is_known_about_their_atoms() -> None:
         by_hand = (rows @ np.linalg.inv(gram) * rows).sum(axis=1).mean()
         assert score == pytest.approx(by_hand, rel=1e-9)
         gram += rows.T @ rows
+
+
+def test_a_widened_model_predicts_the_same_and_its_new_channels_learn(
+    potential: MacePotential,
+) -> None:
+    wide = widened(potential, CHANNELS + 5, seed=1)
+    one, other = potential.predict(MOLECULES), wide.predict(MOLECULES)
+    assert one.forces is not None and other.forces is not None
+    np.testing.assert_allclose(other.energies, one.energies, atol=1e-4)
+    for a, b in zip(one.forces, other.forces, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4)
+    energy, _ = wide.energy_and_forces(wide.graphs(MOLECULES), create_graph=True)
+    slopes = dict(
+        zip(wide.blocks(), torch.autograd.grad((energy**2).sum(), wide.parameters()), strict=True)
+    )
+    assert slopes["readouts.0.linear.weight"].view(CHANNELS + 5, -1)[CHANNELS:].abs().min() > 0
+    with pytest.raises(ValueError, match="the model has 8"):
+        widened(potential, CHANNELS - 1, seed=1)

@@ -7,6 +7,7 @@
 Each cell is one campaign: `flywise run` on the settings below, then `flywise audit --every 10`.
 The baseline labels every nth step with the same posterior, start of trust and tolerances.
 Cells are stored under `results/campaign`; a run that is interrupted goes on with the next one.
+Those of the first bundled model, version 0, are kept under `results/campaign-v0` and shown too.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ SYSTEMS = {
     },
 }
 PERIODS = (200, 100, 50, 30)
+BEFORE = "campaign-v0"
 AFTER = (10, 50, 150)
 """Label counts at which interventions are given apart."""
 
@@ -129,11 +131,13 @@ def main() -> dict[str, Any]:
         if system == "ethanol-300K" and not arguments.no_baseline:
             groups += [(f"{system}, every {n} steps", [(1, n)]) for n in PERIODS]
         for name, wanted in groups:
+            before = [_stored(BEFORE, system, *which) for which in wanted]
             cells = [_cell(system, *which, stored=arguments.show) for which in wanted]
-            found = [c for c in cells if c is not None]
-            all_cells += found
-            if found:
-                rows.append(_row(name, found))
+            all_cells += [c for c in cells if c is not None]
+            for title, each in ((f"{name} (version 0)", before), (name, cells)):
+                found = [c for c in each if c is not None]
+                if found:
+                    rows.append(_row(title, found))
     columns = (
         "campaigns", "seeds", "frames", "energy within ε, %", "95 % interval", "RMSE, kcal/mol",
         "untuned", "force within, %", "both, %", "labels, % of steps", "longest, s",
@@ -163,10 +167,18 @@ def interventions(cells: list[dict[str, Any]]) -> list[list[Any]]:
 
 
 def _cell(system: str, seed: int, every: int, *, stored: bool) -> dict[str, Any] | None:
-    name = f"{system}-seed{seed}" + (f"-every{every}" if every else "")
-    if stored and not (RESULTS / "campaign" / f"{name}.json").exists():
-        return None
-    return cell("campaign", name, lambda: campaign(system, seed, every))
+    if stored:
+        return _stored("campaign", system, seed, every)
+    return cell("campaign", _name(system, seed, every), lambda: campaign(system, seed, every))
+
+
+def _stored(folder: str, system: str, seed: int, every: int) -> dict[str, Any] | None:
+    path = RESULTS / folder / f"{_name(system, seed, every)}.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def _name(system: str, seed: int, every: int) -> str:
+    return f"{system}-seed{seed}" + (f"-every{every}" if every else "")
 
 
 def _row(name: str, cells: list[dict[str, Any]]) -> list[Any]:
