@@ -28,8 +28,8 @@ chains, half of ring scaffolds that no molecule was trained on. Strained or rare
 four, N-N, N-O, O-O and acetal bonds, halogens on heteroatoms, bonds between P, S, Si and B.
 """
 EARLIER = (
-    "They started from the weights of an earlier run, widened to more channels: {frames:,} frames, "
-    "{epochs} epochs, {minutes} minutes."
+    "They started from the weights of an earlier run: {frames:,} frames, {epochs} epochs, "
+    "{minutes} minutes."
 )
 COLUMNS = (
     "| set | class | frames | forces MAE | RMSE | energy within, MAE | absolute, MAE | RMSE |",

@@ -397,7 +397,7 @@ def export(arguments: argparse.Namespace) -> None:
     potential = MacePotential(state["config"], name="bundled")
     potential.set_theta(state["average"])
     about = {
-        "title": "Flywise bundled foundation model, version 3",
+        "title": "Flywise bundled foundation model, version 2",
         "label_fingerprint": "GFN1-xTB (tblite)",
         "training": {
             "frames": len(frames),
