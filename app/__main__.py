@@ -475,6 +475,9 @@ def screen(
     kernel: Annotated[
         str, typer.Option(help="activation, ntk, force-ntk or joint: by what they are told apart.")
     ] = "joint",
+    select: Annotated[
+        str, typer.Option(help="determinant, lcmd, farthest, top or random: how to choose.")
+    ] = "determinant",
     train: Annotated[
         Path | None, typer.Option(help="Structures that are labelled already.")
     ] = None,
@@ -489,13 +492,12 @@ def screen(
     as_json: Json = False,
 ) -> None:
     """Choose from a pool what is worth a label. Interrupted, the same command goes on."""
-    _check_choice("--kernel", kernel, ("activation", "ntk", "force-ntk", "joint"))
     _check_choice("--dtype", dtype, ("float32", "float64"))
     _use_threads(threads)
     module = importlib.import_module("core.campaign.screen")  # loads torch
     order = module.Order(
-        pool, n, out, train, model, kernel, shortlist,
-        module.Recipe(kernel, width=width, seed=seed), dtype,
+        pool, n, out, train, model, module.Recipe(kernel, width=width, seed=seed), select,
+        shortlist, dtype,
     )  # fmt: skip
     try:
         figures = module.screen(order, _Stage())

@@ -23,20 +23,35 @@ PRIOR_STD = 0.3
 CHUNK = 8192
 
 
-def activation_scores(pool: np.ndarray, train: np.ndarray) -> np.ndarray:
-    """Return the variance (S,) left of pooled activations (S, D) once `train` (T, D) is known.
+class Activations:
+    """Pooled activations (S, D) of a pool, standardised on it and divided by √D.
 
-    Features are standardised on the pool and divided by √D: unknown entirely is about 1.
+    Args:
+        train: (T, D), of the structures that are labelled.
     """
-    mean, spread = standardised(pool)
-    scale = spread * np.sqrt(pool.shape[1])
-    variance = ResidualVariance(pool.shape[1], ACTIVATION_NOISE)
-    variance.observe((train - mean) / scale)
-    parts = [
-        variance.of((pool[start : start + CHUNK] - mean) / scale)
-        for start in range(0, len(pool), CHUNK)
-    ]
-    return np.concatenate([np.zeros(0), *parts])
+
+    def __init__(self, pool: np.ndarray, train: np.ndarray) -> None:
+        self._pool = pool
+        self._mean, spread = standardised(pool)
+        self._scale = spread * np.sqrt(pool.shape[1])
+        self.train = (train - self._mean) / self._scale
+
+    def __len__(self) -> int:
+        return len(self._pool)
+
+    def of(self, which: np.ndarray | slice) -> np.ndarray:
+        """Return those of some candidates; far from all others, the squared norm is above 1."""
+        return (self._pool[which] - self._mean) / self._scale
+
+    def scores(self) -> np.ndarray:
+        """Return the variance (S,) left once `train` is known; about 1 where nothing is."""
+        variance = ResidualVariance(self._pool.shape[1], ACTIVATION_NOISE)
+        variance.observe(self.train)
+        parts = [
+            variance.of(self.of(slice(start, start + CHUNK)))
+            for start in range(0, len(self), CHUNK)
+        ]
+        return np.concatenate([np.zeros(0), *parts])
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,14 @@ import numpy as np
 
 from core.acquisition.coverage import Coverage
 from core.acquisition.features import KINDS, Features, Kind, Recipe
-from core.acquisition.screening import Scores, Shortlist, activation_scores
-from core.acquisition.selection import largest_cluster_maximum_distance
+from core.acquisition.screening import ACTIVATION_NOISE, Activations, Scores, Shortlist
+from core.acquisition.selection import (
+    at_random,
+    farthest_points,
+    greedy_determinant,
+    largest_cluster_maximum_distance,
+    top,
+)
 from core.campaign import extxyz, pool
 from core.contracts import Potential
 from core.errors import InputError
@@ -32,6 +38,9 @@ BATCH = 64
 """Structures whose activations are computed at once."""
 SHORTLIST = 5
 """Candidates on the shortlist for each that is wanted."""
+SELECT = ("determinant", "lcmd", "farthest", "top", "random")
+"""How to choose: each pick with the most left unknown after those before it, by clusters or by
+distances of activations, by variance alone, or at random out of the whole pool."""
 PARTS = ".parts"
 Progress = Callable[[str, int, float], None]
 """Told the stage, how many structures are done, and the seconds so far."""
@@ -43,8 +52,9 @@ class Order:
 
     Attributes:
         pool: see `core.campaign.pool`. n: how many to choose. train: labelled already, or None.
-        out: extended XYZ to be written. kernel: of the last stage; "activation" ends after the
-            first. shortlist: candidates of the last stage; 0 for five times n.
+        out: extended XYZ to be written. recipe: features of the last stage; with activations
+            there is only the first. select: how the shortlist is chosen from, see `SELECT`.
+        shortlist: its size; 0 for five times n.
     """
 
     pool: Path
@@ -52,9 +62,9 @@ class Order:
     out: Path
     train: Path | None = None
     model: str = "bundled"
-    kernel: Kind = "joint"
-    shortlist: int = 0
     recipe: Recipe = field(default_factory=lambda: Recipe("joint"))
+    select: str = "determinant"
+    shortlist: int = 0
     dtype: str = "float32"
 
 
@@ -86,107 +96,111 @@ def screen(order: Order, told: Progress = lambda *_: None) -> dict[str, Any]:
     """Choose, write the chosen structures to `order.out`, and return the figures.
 
     Raises:
-        InputError: pool, training file or kernel are not acceptable. ModelError: the model does
-            not know an element.
+        InputError: pool, training file, kernel or selection are not acceptable. ModelError: the
+            model does not know an element.
     """
-    if order.kernel not in KINDS:
-        raise InputError(f"--kernel {order.kernel!r} is not known; accepted: {', '.join(KINDS)}.")
+    kind = order.recipe.kind
+    for option, given, accepted in (("--kernel", kind, KINDS), ("--select", order.select, SELECT)):
+        if given not in accepted:
+            raise InputError(f"{option} {given!r} is not known; accepted: {', '.join(accepted)}.")
     if order.out.suffix not in extxyz.SUFFIXES:
         raise InputError(f"{order.out.name}: give a name ending in {' or '.join(extxyz.SUFFIXES)}.")
-    began = time.perf_counter()
     if not order.pool.exists():
         raise InputError(f"There is no pool {order.pool}; accepted: {pool.ACCEPTED}.")
+    began = time.perf_counter()
     potential = cast(Potential, load(order.model, dtype=order.dtype))
     train = [] if order.train is None else list(pool.structures(order.train))
-    parts = _parts(order, potential)
-    clock = _Clock(told)
-    activations = Features(potential, Recipe("activation"))
-    known = parts.rows("activations", activations.width)
-    known.extend(_activations(activations, order.pool, len(known)), clock.of("activations"))
-    table = known.table()
-    observed = [row for (row,) in _batched(activations, train)]
-    scores = activation_scores(
-        table, np.concatenate(observed) if observed else np.zeros((0, activations.width))
-    )
-    stages = {"activations": clock.seconds}
-    if order.kernel == "activation":
-        picks = np.array(_spread(table, scores, observed, order.n), dtype=int)
-        chosen = _read(order.pool, picks)
-        left = Scores(np.full(len(picks), np.nan), np.full(len(picks), np.nan))
-    else:
-        short = _highest(scores, min(len(scores), order.shortlist or SHORTLIST * order.n))
-        candidates = _read(order.pool, short)
+    parts, clock = _parts(order, potential), _Clock(told)
+    known = _activations(order, potential, parts, train, clock)
+    scores, stages = known.scores(), {"activations": clock.seconds}
+    short = _shortlisted(order, scores)
+    candidates, listed = _read(order.pool, short), None
+    left = Scores(np.full(len(short), np.nan), np.full(len(short), np.nan))
+    if kind != "activation":
         clock = _Clock(told)
-        rows = _tangents(order, potential, parts, short, candidates, train, clock)
-        listed = Shortlist(rows[0], has_energy=order.kernel != "force-ntk", train=rows[1])
-        before = listed.scores()
-        order_of = listed.choose(order.n)
-        picks, chosen = short[order_of], [candidates[i] for i in order_of]
-        left = Scores(before.energy[order_of], before.force[order_of])
-        stages[order.kernel] = clock.seconds
+        rows = _tangents(order, potential, parts, short, candidates, clock)
+        labelled = Features(potential, order.recipe)(train)
+        listed = Shortlist(rows, has_energy=kind != "force-ntk", train=labelled)
+        left, stages[kind] = listed.scores(), clock.seconds
+    picks = _chosen(order, known, scores, short, listed)
+    structures = [candidates[i] for i in picks]
+    novelties = _novelties(potential, train, structures)
     choices = [
-        Choice(int(i), float(scores[i]), float(e), float(f), novelty)
-        for i, e, f, novelty in zip(
-            picks, left.energy, left.force, _novelties(potential, train, chosen), strict=True
+        Choice(
+            int(short[i]), float(scores[short[i]]), float(left.energy[i]), float(left.force[i]), d
         )
+        for i, d in zip(picks, novelties, strict=True)
     ]
-    _write(order.out, chosen, choices)
+    _write(order.out, structures, choices)
     parts.remove()
     return {
-        "pool": len(scores), "chosen": len(choices), "train": len(train), "kernel": order.kernel,
-        "stages_s": stages, "wall_s": time.perf_counter() - began,
+        "pool": len(scores), "chosen": len(choices), "train": len(train), "kernel": kind,
+        "select": order.select, "stages_s": stages, "wall_s": time.perf_counter() - began,
         "choices": [asdict(c) | {"reason": c.reason} for c in choices],
     }  # fmt: skip
 
 
-def _activations(features: Features, path: Path, done: int) -> Iterator[np.ndarray]:
-    """Yield the activations of the pool's structures after the first `done`, (B, D) at once."""
-    rest = itertools.islice(pool.structures(path), done, None)
-    while batch := list(itertools.islice(rest, BATCH)):
+def _activations(
+    order: Order, potential: Potential, parts: Parts, train: list[Structure], clock: _Clock
+) -> Activations:
+    """Return those of the pool and of the training set; what is kept of the pool's is taken up."""
+    features = Features(potential, Recipe("activation"))
+    kept = parts.rows("activations", features.width)
+    rest = itertools.islice(pool.structures(order.pool), len(kept), None)
+    kept.extend(_in_batches(features, rest), clock.of("activations", len(kept)))
+    labelled = [np.zeros((0, features.width)), *_in_batches(features, iter(train))]
+    return Activations(kept.table(), np.concatenate(labelled))
+
+
+def _in_batches(features: Features, structures: Iterator[Structure]) -> Iterator[np.ndarray]:
+    """Yield the activations of structures, (B, D) at once."""
+    while batch := list(itertools.islice(structures, BATCH)):
         yield np.concatenate(list(features(batch)))
 
 
-def _batched(features: Features, given: list[Structure]) -> Iterator[list[np.ndarray]]:
-    for start in range(0, len(given), BATCH):
-        for rows in features(given[start : start + BATCH]):
-            yield [rows]
+def _shortlisted(order: Order, scores: np.ndarray) -> np.ndarray:
+    """Return the indices, ascending, of the candidates whose activations are least known."""
+    if order.select == "random":
+        rng = np.random.default_rng(order.recipe.seed)
+        return np.sort(np.array(at_random(len(scores), order.n, rng), dtype=int))
+    return np.sort(np.array(top(scores, order.shortlist or SHORTLIST * order.n), dtype=int))
+
+
+def _chosen(
+    order: Order, known: Activations, scores: np.ndarray, short: np.ndarray,
+    listed: Shortlist | None,
+) -> list[int]:  # fmt: skip
+    """Return places in the shortlist, in the order of choosing."""
+    n, vectors = order.n, known.of(short)
+    if order.select == "lcmd":
+        return largest_cluster_maximum_distance(vectors, n, train=known.train)
+    if order.select == "farthest":
+        return farthest_points(vectors, n, train=known.train)
+    if order.select in ("top", "random"):
+        return top(scores[short] if listed is None else listed.scores().total, n)
+    if listed is not None:
+        return listed.choose(n)
+    return greedy_determinant(vectors, n, noise=ACTIVATION_NOISE, train=known.train)
 
 
 def _tangents(
     order: Order, potential: Potential, parts: Parts, short: np.ndarray,
-    candidates: list[Structure], train: list[Structure], clock: _Clock,
-) -> tuple[list[np.ndarray], Iterator[np.ndarray]]:  # fmt: skip
-    """Return the rows of every candidate of the shortlist, and those of the training set."""
-    recipe = Recipe(**asdict(order.recipe) | {"kind": order.kernel})
-    features = Features(potential, recipe)
-    counts = [_height(order.kernel, s) for s in candidates]
-    ends = np.cumsum([0, *counts])
+    candidates: list[Structure], clock: _Clock,
+) -> list[np.ndarray]:  # fmt: skip
+    """Return the rows of every candidate of the shortlist; what is kept of them is taken up."""
+    kind, features = order.recipe.kind, Features(potential, order.recipe)
+    ends = np.cumsum([0, *(_height(kind, s) for s in candidates)])
     key = hashlib.sha256(short.tobytes()).hexdigest()[:12]
-    known = parts.rows(f"{order.kernel}-{key}", features.width)
-    done = int(np.searchsorted(ends, len(known), side="right")) - 1
-    known.cut(int(ends[done]))
-    known.extend(features(candidates[done:]), clock.of(order.kernel, by_row=False, first=done))
-    table = known.table()
-    rows = [np.asarray(table[a:b]) for a, b in itertools.pairwise(ends)]
-    return rows, features(train)
+    kept = parts.rows(f"{kind}-{key}", features.width)
+    done = int(np.searchsorted(ends, len(kept), side="right")) - 1
+    kept.cut(int(ends[done]))
+    kept.extend(features(candidates[done:]), clock.of(kind, done, by_row=False))
+    table = kept.table()
+    return [np.asarray(table[a:b]) for a, b in itertools.pairwise(ends)]
 
 
 def _height(kernel: Kind, structure: Structure) -> int:
     return {"ntk": 1, "force-ntk": 3 * len(structure)}.get(kernel, 1 + 3 * len(structure))
-
-
-def _highest(scores: np.ndarray, n: int) -> np.ndarray:
-    """Return the indices of the n highest scores, ascending."""
-    return np.sort(np.argsort(-scores, kind="stable")[:n])
-
-
-def _spread(table: np.ndarray, scores: np.ndarray, observed: list[np.ndarray], n: int) -> list[int]:
-    """Return n of the highest scores that differ among themselves and from the training set."""
-    short = _highest(scores, min(len(scores), SHORTLIST * n))
-    scale = np.maximum(np.asarray(table[short]).std(axis=0), 1e-12) if len(short) else 1.0
-    train = np.concatenate(observed) / scale if observed else None
-    picks = largest_cluster_maximum_distance(np.asarray(table[short]) / scale, n, train=train)
-    return [int(short[i]) for i in picks]
 
 
 def _read(path: Path, wanted: np.ndarray) -> list[Structure]:
@@ -235,8 +249,8 @@ class _Clock:
     def seconds(self) -> float:
         return time.perf_counter() - self._began
 
-    def of(self, stage: str, *, by_row: bool = True, first: int = 0) -> Callable[[int], None]:
-        """Return what is to be called with the rows of every part that is done."""
+    def of(self, stage: str, first: int, *, by_row: bool = True) -> Callable[[int], None]:
+        """Return what is to be called with the rows of every part done after the `first`."""
         done = first
 
         def count(rows: int) -> None:
@@ -307,6 +321,6 @@ def _parts(order: Order, potential: Potential) -> Parts:
     what = {
         "pool": [str(order.pool.resolve()), given.st_size, given.st_mtime_ns],
         "weights": potential.weights_hash(), "dtype": order.dtype,
-        "recipe": json.loads(json.dumps(asdict(order.recipe))), "kernel": order.kernel,
+        "recipe": json.loads(json.dumps(asdict(order.recipe))),
     }  # fmt: skip
     return Parts(order.out.with_name(order.out.name + PARTS), what)

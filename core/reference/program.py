@@ -146,7 +146,7 @@ def of_name(words: str, *, charge: int, spin: int) -> ProgramReference:
     except ValueError as error:
         raise SettingsError(
             f"labelling.reference: the options of {name}, {shorten(given)!r}, are not JSON "
-            f'({error}); for example ase:orca {{"orcasimpleinput": "PBE def2-SVP"}}.'
+            f'({error}); for example ase:orca {{"orcasimpleinput": "PBE def2-SVP EnGrad"}}.'
         ) from error
     if not isinstance(options, dict) or set(options) & set(OWN):
         raise SettingsError(

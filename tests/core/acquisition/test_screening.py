@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from core.acquisition.screening import PRIOR_STD, Shortlist, activation_scores
+from core.acquisition.screening import PRIOR_STD, Activations, Shortlist
 
 
 def dense(rows, observed):
@@ -58,6 +58,6 @@ def test_activations_far_from_the_labels_score_higher(rng):
     pool = rng.normal(size=(400, 6)) * [1, 2, 3, 4, 5, 0] + 7
     pool[0] += [0, 0, 0, 30, 0, 0]
     train = pool[100:200]
-    scores = activation_scores(pool, train)
+    scores = Activations(pool, train).scores()
     assert int(np.argmax(scores)) == 0 and scores[100:200].mean() < scores[200:].mean()
-    assert activation_scores(pool, np.zeros((0, 6))).mean() == pytest.approx(5 / 6, rel=0.05)
+    assert Activations(pool, np.zeros((0, 6))).scores().mean() == pytest.approx(5 / 6, rel=0.05)

@@ -5,6 +5,7 @@ import h5py
 import numpy as np
 import pytest
 
+from core.acquisition.features import Recipe
 from core.campaign import extxyz, pool
 from core.campaign import screen as module
 from core.campaign.screen import Order, Rows, screen
@@ -53,9 +54,10 @@ def test_the_same_structures_from_every_format(structures, tmp_path):
     same(list(pool.structures(tmp_path / "pool.h5")), by_size)
 
 
-def order(tmp_path, structures, **given):
+def order(tmp_path, structures, kernel="joint", **given):
     path = write(tmp_path / "pool.extxyz", structures)
-    return Order(path, out=tmp_path / "chosen.extxyz", **{"n": 3, "shortlist": 6} | given)
+    given = {"n": 3, "shortlist": 6} | given
+    return Order(path, out=tmp_path / "chosen.extxyz", recipe=Recipe(kernel), **given)
 
 
 @pytest.mark.parametrize("kernel", ["activation", "ntk", "force-ntk", "joint"])
@@ -72,6 +74,25 @@ def test_the_torn_molecule_is_chosen_and_reasons_are_given(structures, tmp_path,
     frame = next(extxyz.read((tmp_path / "chosen.extxyz").read_text()))
     assert int(frame.info["pool_index"]) == chosen[0] and frame.info["reason"]
     assert not list(tmp_path.glob("*.parts"))
+
+
+@pytest.mark.parametrize("kernel", ["activation", "joint"])
+def test_every_way_to_choose(structures, tmp_path, kernel):
+    train = write(tmp_path / "train.extxyz", structures[:9])
+    chosen = {
+        select: [
+            c["index"]
+            for c in screen(order(tmp_path, structures, kernel, train=train, select=select))[
+                "choices"
+            ]
+        ]
+        for select in module.SELECT
+    }
+    assert all(len(set(found)) == 3 for found in chosen.values())
+    assert all(11 in chosen[s] for s in ("determinant", "lcmd", "farthest", "top"))
+    assert chosen["top"][0] == 11
+    again = screen(order(tmp_path, structures, kernel, train=train, select="random"))["choices"]
+    assert [c["index"] for c in again] == chosen["random"]
 
 
 @pytest.mark.parametrize("kernel", ["activation", "joint"])
@@ -139,6 +160,8 @@ def test_what_is_refused_says_where(structures, tmp_path):
         list(pool.structures(cut))
     with pytest.raises(InputError, match="--kernel 'x'"):
         screen(order(tmp_path, structures, kernel="x"))
+    with pytest.raises(InputError, match="--select 'y' is not known; accepted: determinant"):
+        screen(order(tmp_path, structures, select="y"))
     with pytest.raises(InputError, match=r"ending in \.extxyz"):
         screen(Order(tmp_path / "pool.extxyz", 1, tmp_path / "out.csv"))
     uranium = Structure(np.array([92]), np.zeros((1, 3)), spin=4)
