@@ -8,15 +8,7 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from core.posterior.blip import Blip
-from tests.core.finetuning.sample_labels import frames, labelled, small_mace
-
-
-@pytest.fixture(scope="module")
-def labels():
-    """Ethanol by another model, the constant between the two removed."""
-    found = labelled(small_mace(2), frames(["CH3CH2OH"], 8))
-    own = small_mace(1).predict(found.structures).energies
-    return replace(found, energies=found.energies - np.mean(found.energies - own))
+from tests.core.finetuning.sample_labels import small_mace
 
 
 def make(**options):

@@ -1,24 +1,14 @@
 """A deep ensemble: different starts, the same labels, the spread between members."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
 
 from core.posterior.deep_ensemble import DeepEnsemble
 from core.posterior.descent import Descent
-from tests.core.finetuning.sample_labels import frames, labelled, small_mace
+from tests.core.finetuning.sample_labels import small_mace
 
 DESCENT = Descent(steps=40, rate=2e-3, noise_energy=5e-3, noise_force=0.05)
-
-
-@pytest.fixture(scope="module")
-def labels():
-    """Ethanol by another model, the constant between the two removed."""
-    found = labelled(small_mace(2), frames(["CH3CH2OH"], 6))
-    own = small_mace(1).predict(found.structures).energies
-    return replace(found, energies=found.energies - np.mean(found.energies - own))
 
 
 def make(**options):

@@ -1,7 +1,5 @@
 """The last-layer posterior against the Gaussian it must be, and its descent."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -9,18 +7,10 @@ import torch
 from core.contracts import LabelSet
 from core.posterior.descent import Descent
 from core.posterior.last_layer import LastLayer
-from tests.core.finetuning.sample_labels import frames, labelled, small_mace
+from tests.core.finetuning.sample_labels import small_mace
 from tests.core.posterior.test_linearised import labelled as of_argon
 
 DESCENT = Descent(steps=60, rate=2e-3, noise_energy=5e-3, noise_force=0.05)
-
-
-@pytest.fixture(scope="module")
-def labels():
-    """Ethanol by another model, the constant between the two removed."""
-    found = labelled(small_mace(2), frames(["CH3CH2OH"], 8))
-    own = small_mace(1).predict(found.structures).energies
-    return replace(found, energies=found.energies - np.mean(found.energies - own))
 
 
 def make(seed=1, **options):
