@@ -368,10 +368,22 @@ def _follow(pulse: Pulse, screen: Screen) -> None:
     pn.state.onload(begin)
 
 
+_ADDRESS_JS = """
+const address = new URL(window.location)
+address.searchParams.set("theme", cb_obj.dark_theme ? "dark" : "default")
+window.history.replaceState(window.history.state, "", address)
+"""
+
+
 def _kept(shown: pmui.Page) -> pmui.Page:
-    """Keep the theme of a page in its address; the page itself reads it from there."""
+    """Keep the theme of a page in its address; the page itself reads it from there.
+
+    So does each component when it is drawn: the browser changes the address at once, since one
+    drawn before the server's answer would turn the whole page back.
+    """
     location = pn.state.location
     if location is not None:
+        shown.jscallback(dark_theme=_ADDRESS_JS)
 
         def keep(event: param.parameterized.Event) -> None:
             location.update_query(theme="dark" if event.new else "default")  # type: ignore[arg-type]
