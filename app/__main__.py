@@ -19,6 +19,7 @@ import typer
 from ase.data import chemical_symbols
 
 from core.errors import FlywiseError, InputError
+from core.threads import waiting
 
 cli = typer.Typer(
     name="flywise", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -594,6 +595,7 @@ def _finite(value: Any) -> Any:
 
 def main() -> NoReturn:
     """Run the command line; errors end in one message and an exit code."""
+    os.environ.update(waiting())
     try:
         cli(standalone_mode=True)
     except InputError as error:

@@ -26,6 +26,7 @@ from core.campaign.reader import CampaignReader
 from core.campaign.state import State
 from core.errors import CampaignError, FlywiseError, SettingsError
 from core.settings import Settings, live_paths, structure_of
+from core.threads import environment
 
 if TYPE_CHECKING:  # loads torch
     from core.campaign.runner import Runner
@@ -34,8 +35,6 @@ LOCK = "worker.lock"
 LOG = "worker.log"
 LOCK_WAIT_S = 0.5
 """A look at the lock (`holder`) takes it for a moment."""
-THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-
 
 KEYBOARD = "Ctrl-C"
 NICENESS = 10
@@ -127,9 +126,9 @@ class WorkerHandle:
             return
         root = str(Path(__file__).resolve().parents[1])
         paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-        environment = {
+        variables = {
             **os.environ,
-            **dict.fromkeys(THREADS, str(threads)),
+            **environment(threads),
             "PYTHONPATH": os.pathsep.join(paths),
         }
         with open(self.directory / LOCK, "a+") as lock, open(self.directory / LOG, "ab") as log:
@@ -138,7 +137,7 @@ class WorkerHandle:
             # The lock goes to the child with the open file: no moment in which nobody holds it.
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "core.worker", str(self.directory), str(lock.fileno())],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment,
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=variables,
                 start_new_session=True, pass_fds=(lock.fileno(),),
             )  # fmt: skip
             _sign(lock, self._process.pid)

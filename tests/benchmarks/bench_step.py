@@ -5,8 +5,9 @@
 The same weights, precision, threads, thermostat and start for all, in turns within one run. The
 committee of eight is what mace-torch offers for uncertainty; its members here differ by noise on
 the weights, which costs the same as members that were trained. Flywise's bounds are those of a
-campaign with default settings: the energy's at every step and the forces' at every tenth. Forces
-of eight members at every step are measured in stacks of the size found best, and one by one.
+campaign with default settings: the energy's at every step and the forces' at every tenth, by the
+linearised posterior or by that of the last layer. Forces of eight members at every step are
+measured in stacks of the size found best, and one by one.
 """
 
 from __future__ import annotations
@@ -95,9 +96,10 @@ def with_calculator(atoms: ase.Atoms, potential: TorchPotential, members: int) -
 
 
 def with_flywise(
-    atoms: ase.Atoms, potential: TorchPotential, *, bounds: bool, compiled: Path | None = None
-) -> Callable:
-    """Return a function that makes n steps with Flywise, with or without uncertainty.
+    atoms: ase.Atoms, potential: TorchPotential, *, posterior: PosteriorSettings | None = None,
+    compiled: Path | None = None,
+) -> Callable:  # fmt: skip
+    """Return a function that makes n steps with Flywise, with the bounds of a posterior or none.
 
     With the folder `compiled`, steps are compiled before the function is returned.
     """
@@ -106,22 +108,22 @@ def with_flywise(
         potential.compile(structure, compiled)
     evaluator = potential.evaluator(structure)
     dynamics = _dynamics(structure, evaluator)
-    if not bounds:
+    if posterior is None:
         _await_compiled(potential, dynamics.run)
         return dynamics.run
-    posterior = make_posterior(
-        potential, PosteriorSettings(), Noise(0.003, 0.03), energy_tolerance=0.02,
+    bounds = make_posterior(
+        potential, posterior, Noise(0.003, 0.03), energy_tolerance=0.02,
         elements=sorted(set(structure.numbers.tolist())),
     )  # fmt: skip
-    state = posterior.init(np.random.default_rng(1))
-    evaluator.watch(posterior.watched(state))
+    state = bounds.init(np.random.default_rng(1))
+    evaluator.watch(bounds.watched(state))
 
     def run(n: int) -> None:
         for _ in range(n):
             dynamics.run(1)
-            posterior.energy_sigma(state, evaluator.changes)
+            bounds.energy_sigma(state, evaluator.changes)
             if dynamics.step % STRIDE == 0:
-                posterior.spread(state, dynamics.structure)
+                bounds.spread(state, dynamics.structure)
 
     _await_compiled(potential, run, programs=2)
     return run
@@ -168,14 +170,16 @@ def _measured(name: str, threads: int, folder: Path) -> dict[str, Any]:
     torch.set_num_threads(threads)
     atoms, potential = system(name)
     others = [system(name)[1] for _ in range(2)]
+    last_layer = PosteriorSettings(kind="last-layer")
     ways = {
         "ASE + MACECalculator": with_calculator(atoms, potential, 1),
         f"the same, committee of {MEMBERS}": with_calculator(atoms, potential, MEMBERS),
-        "Flywise": with_flywise(atoms, potential, bounds=False),
-        "Flywise with bounds": with_flywise(atoms, potential, bounds=True),
-        "Flywise, compiled": with_flywise(atoms, others[0], bounds=False, compiled=folder),
+        "Flywise": with_flywise(atoms, potential),
+        "Flywise with bounds": with_flywise(atoms, potential, posterior=PosteriorSettings()),
+        "Flywise with bounds, last layer": with_flywise(atoms, potential, posterior=last_layer),
+        "Flywise, compiled": with_flywise(atoms, others[0], compiled=folder),
         "Flywise, compiled, with bounds": with_flywise(
-            atoms, others[1], bounds=True, compiled=folder
+            atoms, others[1], posterior=PosteriorSettings(), compiled=folder
         ),
         f"Flywise, {MEMBERS} members": with_members(atoms, potential, stacked=True),
         "the same, one by one": with_members(atoms, potential, stacked=False),
