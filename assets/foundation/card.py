@@ -15,8 +15,7 @@ and GFN1-xTB.
 
 Trained on {frames:,} GFN1-xTB frames of {molecules:,} molecules and dimers: near equilibrium, MD at
 300-4,000 K, stretched, compressed and torn bonds, atoms handed over, contacts, every pair of
-elements pressed together. {chosen:,} of the molecules were chosen, out of random ones, by how
-little an earlier model knew of their atoms.
+elements pressed together. {special}
 {epochs} epochs, {minutes} minutes ({machine}), seed {seed}, {date}.
 {earlier}
 
@@ -27,9 +26,17 @@ Unseen: molecules of H, C, N and O drawn at random, and others with further elem
 chains, half of ring scaffolds that no molecule was trained on. Strained or rare: rings of three or
 four, N-N, N-O, O-O and acetal bonds, halogens on heteroatoms, bonds between P, S, Si and B.
 """
+CHOSEN = (
+    "{chosen:,} of the molecules were chosen, out of random ones, by how little an earlier model "
+    "knew of their atoms."
+)
+TINY = (
+    "{tiny} are molecules of up to four atoms, water and its clusters among them, that are like no "
+    "others."
+)
 EARLIER = (
-    "They started from the weights of an earlier run: {frames:,} frames, {epochs} epochs, "
-    "{minutes} minutes."
+    "Started from the weights of an earlier run: {frames:,} frames of {molecules:,} molecules, "
+    "{epochs} epochs, {minutes} minutes."
 )
 COLUMNS = (
     "| set | class | frames | forces MAE | RMSE | energy within, MAE | absolute, MAE | RMSE |",
@@ -59,10 +66,12 @@ def card(potential: MacePotential, about: dict[str, Any]) -> str:
     """Return the model card of `potential`; `about` is what its bundle says of itself."""
     training = about["training"]
     elements = ", ".join(chemical_symbols[z] for z in potential.elements)
-    earlier = EARLIER.format(**training["earlier"]) if "earlier" in training else ""
+    words = {"chosen": CHOSEN, "tiny": TINY}
+    special = " ".join(text.format(**training) for key, text in words.items() if training.get(key))
     filled = MODEL.format(
         parameters=potential.n_parameters, irreps=potential.config["hidden_irreps"],
-        cutoff=potential.cutoff, elements=elements, **training | {"earlier": earlier},
+        cutoff=potential.cutoff, elements=elements,
+        **training | {"special": special, "earlier": "\n".join(_earlier(training))},
     )  # fmt: skip
     lines = [f"# {about['title']}", *filled.splitlines(), "", *COLUMNS]
     for where, table in about["errors"].items():
@@ -78,6 +87,12 @@ def card(potential: MacePotential, about: dict[str, Any]) -> str:
         ]
     lines += _in_use(about.get("checks"))
     return "\n".join([*lines, *LIMITS.splitlines()]) + "\n"
+
+
+def _earlier(training: dict[str, Any]) -> list[str]:
+    """Return a sentence for each run that this one goes on from, the last one first."""
+    before = training.get("earlier")
+    return [EARLIER.format(**before), *_earlier(before)] if before else []
 
 
 def _in_use(checks: dict[str, Any] | None) -> list[str]:

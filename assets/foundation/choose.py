@@ -97,7 +97,7 @@ def main() -> None:
     assert isinstance(potential, TorchPotential)
     path = WORK / "molecules.json"
     entries = json.loads(path.read_text())
-    tested = {scaffold(e["smiles"]) for e in entries if e["split"] == "unused"}
+    tested = {scaffold(e["smiles"]) for e in entries if e["split"] != "train"} - {""}
     grown = generate(CANDIDATES, SEED + PLACE, [e["smiles"] for e in entries])
     grown = [smiles for smiles in grown if scaffold(smiles) not in tested]
     relaxed = {f.molecule: f for f in load(WORK.glob("*_[0-9]*.npz")) if f.kind == "equilibrium"}

@@ -2,9 +2,9 @@
 
     python make_data.py --out work
 
-Writes `molecules.json`, `valid.npz`, `g2_test.npz`, `atoms.npz` and for each family of molecules
-`FAMILY_XXXX.npz`. Molecules are in random order, so any prefix of a family's files is a fair
-sample. A second start goes on where the first one stopped.
+Writes `molecules.json`, `valid.npz`, `g2_test.npz`, `atoms.npz`, `tiny.npz` and for each family of
+molecules `FAMILY_XXXX.npz`. Molecules are in random order, so any prefix of a family's files is a
+fair sample. A second start goes on where the first one stopped.
 """
 
 import argparse
@@ -33,6 +33,7 @@ from geometries import (
 )  # fmt: skip
 from labels import Frame, NotConvergedError, Surface, dynamics, isolated_atom, relax
 from molecules import FAMILIES, FIRST_ID, NUMBERS, g2_closed_shell, generate, held_out, scaffold
+from tiny import tiny_samples
 
 SEED = 20250
 MOLECULES_PER_CHUNK = 30
@@ -293,30 +294,23 @@ def make_g2_test(out: Path) -> None:
 def list_molecules(out: Path) -> list[dict]:
     """The molecules with id, SMILES and split; generated once and kept in `molecules.json`.
 
-    Of the first family those to validate with are drawn at random, of the second by scaffold; the
-    last has none, and nothing of the scaffolds of the others.
+    Those held out come with the recipe; nothing of their ring scaffolds is trained on.
     """
     path = out / "molecules.json"
     entries: list[dict] = json.loads(path.read_text()) if path.exists() else []
     there = {entry["family"] for entry in entries}
+    tested = held_out()
+    unseen = [smiles for members in tested.values() for smiles in members]
+    kept = {scaffold(smiles) for smiles in tested["mixed"]} - {""}
     for place, (family, how) in enumerate(FAMILIES.items()):
         if family in there:
             continue
-        others = [entry["smiles"] for entry in entries] if how.tested == 0 else []
-        found = generate(how, SEED + place, others)
-        tested, unused = set(found[: how.tested]), set()
-        if place:
-            tested, unused = held_out(found, how.tested)
-            kept = {scaffold(e["smiles"]) for e in entries if e["split"] == "unused"}
-            unused |= {s for s in found if how.tested == 0 and scaffold(s) in kept}
+        found = generate(how, SEED + place, [*unseen, *(entry["smiles"] for entry in entries)])
+        splits = {s: "unused" if scaffold(s) in kept else "train" for s in found}
+        splits |= dict.fromkeys(tested.get(family, ()), "valid")
         entries += [
-            {
-                "id": FIRST_ID * place + k,
-                "family": family,
-                "smiles": s,
-                "split": "valid" if s in tested else "unused" if s in unused else "train",
-            }
-            for k, s in enumerate(found)
+            {"id": FIRST_ID * place + k, "family": family, "smiles": s, "split": split}
+            for k, (s, split) in enumerate(splits.items())
         ]
     path.write_text(json.dumps(entries, indent=0))
     return entries
@@ -330,6 +324,8 @@ def make_side_files(out: Path, molecules: list[dict]) -> None:
         make_g2_test(out)
     if not (out / "atoms.npz").exists():
         make_atoms(out / "atoms.npz")
+    if not (out / "tiny.npz").exists():
+        save(out / "tiny.npz", tiny_samples(SEED))
 
 
 def chunk_jobs(out: Path, molecules: list[dict], rounds: int) -> list[Job]:

@@ -40,7 +40,7 @@ from core.training import Dataset, Loss
 from dataset import Sample, load
 from dataset import save as save_frames
 from gradients import Gradients, Shape, packed
-from molecules import FAMILIES, FIRST_ID, NUMBERS, is_exotic, scaffold
+from molecules import FAMILIES, FIRST_ID, NUMBERS, TINY, is_exotic, scaffold
 from soap import Soap
 from widen import widened
 
@@ -122,7 +122,7 @@ def main() -> None:
 def _frames(arguments: argparse.Namespace) -> tuple[list[Sample], list[Sample]]:
     listed = json.loads((WORK / "molecules.json").read_text())
     train = {m["id"] for m in listed if m["split"] == "train"}
-    files = [WORK / "atoms.npz", *sorted(WORK.glob("*_[0-9]*.npz"))]
+    files = [WORK / "atoms.npz", WORK / "tiny.npz", *sorted(WORK.glob("*_[0-9]*.npz"))]
     frames = [
         f for f in load(files) if len(f.numbers) > 1 and (f.molecule in train or f.molecule < 0)
     ]
@@ -390,6 +390,24 @@ def by_class(potential: MacePotential, valid: list[Sample]) -> dict[str, dict]:
     }
 
 
+def errors_of_g2(potential: MacePotential) -> dict[str, dict]:
+    """Return the errors on g2: all of it, what was never trained on, and what was."""
+    frames = load([WORK / "g2_test.npz"])
+    parts = {
+        "ASE g2, all {} molecules": frames,
+        f"of these {{}} of more than {TINY} atoms, never trained on": [
+            f for f in frames if len(f.numbers) > TINY
+        ],
+        f"of these {{}} of up to {TINY} atoms, trained on by other frames": [
+            f for f in frames if len(f.numbers) <= TINY
+        ],
+    }
+    return {
+        name.format(len({f.molecule for f in part})): errors(potential, part)
+        for name, part in parts.items()
+    }
+
+
 def export(arguments: argparse.Namespace) -> None:
     """Write the averaged weights as a bundle with a model card."""
     frames, valid = _frames(arguments)
@@ -397,12 +415,13 @@ def export(arguments: argparse.Namespace) -> None:
     potential = MacePotential(state["config"], name="bundled")
     potential.set_theta(state["average"])
     about = {
-        "title": "Flywise bundled foundation model, version 2",
+        "title": "Flywise bundled foundation model, version 3",
         "label_fingerprint": "GFN1-xTB (tblite)",
         "training": {
             "frames": len(frames),
             "molecules": len({f.molecule for f in frames}),
             "chosen": len({f.molecule for f in frames if f.molecule >= FIRST_ID * len(FAMILIES)}),
+            "tiny": len({f.molecule for f in frames if f.molecule < -1}),
             "epochs": round(state["counters"][1] / len(frames), 1),
             "minutes": round(state["counters"][2] / 60, 1),
             "seed": arguments.seed,
@@ -412,7 +431,7 @@ def export(arguments: argparse.Namespace) -> None:
         "errors": {
             "all unseen molecules": errors(potential, valid),
             **by_class(potential, valid),
-            "ASE g2 (never trained on)": errors(potential, load([WORK / "g2_test.npz"])),
+            **errors_of_g2(potential),
         },
         "curve": curve(),
     }
