@@ -54,17 +54,6 @@ class InvariantLayers:
             for interaction, product in zip(module.interactions, module.products, strict=True)
         )
 
-    @staticmethod
-    def element_shape(
-        name: str, weight: torch.Tensor, n: int, channels: int
-    ) -> tuple[int, int, int] | None:
-        """Return (a, n, b) of a weight whose entries each belong to one of n elements."""
-        if "skip_tp" in name:
-            return weight.numel() // n // channels, n, channels
-        if "node_embedding" in name or ".contractions." in name:
-            return 1, n, weight.numel() // n
-        return None
-
     def __call__(
         self, graphs: GraphBatch, harmonics: torch.Tensor, radial: torch.Tensor
     ) -> list[torch.Tensor]:

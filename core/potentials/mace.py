@@ -44,6 +44,20 @@ with guarded():
     import mace.modules  # must precede e3nn
     from e3nn import get_optimization_defaults, o3, set_optimization_defaults
 
+
+
+def _sums(src: torch.Tensor, index: torch.Tensor, dim: int, dim_size: int) -> torch.Tensor:
+    """Return sums of the rows of `src` (E, …) with the same index, (dim_size, …).
+
+    Instead of mace's own, which adds to a tensor of zeros in place: `vmap` refuses that.
+    """
+    shape = list(src.shape)
+    shape[dim] = dim_size
+    return src.new_zeros(shape).index_add(dim, index, src)
+
+
+mace.modules.blocks.scatter_sum = _sums  # type: ignore[assignment]
+
 CLASSES = ("MACE", "ScaleShiftMACE")
 """Model classes a bundle may name."""
 
@@ -251,15 +265,26 @@ class MacePotential(TorchPotential):
         present = np.isin(self.elements, numbers)
         masks = []
         for name, p in self.module.named_parameters():
-            if not p.requires_grad:
-                continue
-            mask = np.ones(p.numel(), dtype=bool)
-            if self._invariant is not None:
-                shape = InvariantLayers.element_shape(name, p, len(present), self._channels)
-                if shape is not None:
-                    mask = np.broadcast_to(present[:, None], shape).reshape(-1)
-            masks.append(mask)
+            if p.requires_grad:
+                shapes = self._element_shapes(name, p) or [(1, 1, p.numel())]
+                masks += [
+                    np.broadcast_to(present[:, None] if n > 1 else True, (a, n, b)).reshape(-1)
+                    for a, n, b in shapes
+                ]
         return torch.as_tensor(np.concatenate(masks)).nonzero()[:, 0]
+
+    def _element_shapes(self, name: str, weight: torch.Tensor) -> list[tuple[int, int, int]]:
+        """Return shapes (a, elements, b), in order, of a weight whose entries belong to elements.
+
+        Empty for a weight that all elements share.
+        """
+        n = len(self.elements)
+        if name.startswith("node_embedding.") or ".contractions." in name:
+            return [(1, n, weight.numel() // n)]
+        owner = self.module.get_submodule(name.rpartition(".")[0])
+        if ".skip_tp." in name and isinstance(owner, o3.FullyConnectedTensorProduct):
+            return [i.path_shape for i in owner.instructions]
+        return []
 
     def _attributes(self, graphs: GraphBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the elements one-hot (ΣN, elements) and the edge index (2, E)."""

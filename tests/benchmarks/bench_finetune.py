@@ -89,7 +89,7 @@ def ours(system: str, name: str, n: int, seed: int, folder: Path) -> dict[str, A
     tuning = Tuning(
         start, train, strategy(name if name in STRATEGIES else "naive"), settings,
         isolated=isolated_energies(
-            start, train, "kept" if name == WRONG_E0 else "estimated", None
+            start, train, "foundation" if name == WRONG_E0 else "estimated", None
         ),
         pretraining=pretraining,
     )  # fmt: skip

@@ -10,18 +10,27 @@ from core.potentials.lennard_jones import LennardJones
 from core.structures import VOIGT, Structure, to_voigt
 
 
-def tiny_mace():
+def tiny_mace(**changes):
     from core.potentials.mace import MacePotential, default_config
 
     torch.manual_seed(0)
     config = default_config((1, 6, 7, 8), np.array([-1.0, -2.0, -3.0, -4.0]), channels=4)
-    return MacePotential(config, dtype=torch.float64)
+    return MacePotential(config | changes, dtype=torch.float64)
 
 
 POTENTIALS = {
     "lennard-jones": lambda: LennardJones((1, 6, 7, 8), sigma=1.2, epsilon=0.2, cutoff=4.0),
     "mace": tiny_mace,
-}
+    "mace L=1": lambda: tiny_mace(
+        hidden_irreps="4x0e + 4x1o", interaction_cls_first="RealAgnosticInteractionBlock",
+        max_ell=2,
+    ),
+    "mace with densities": lambda: tiny_mace(
+        interaction_cls="RealAgnosticDensityResidualInteractionBlock",
+        interaction_cls_first="RealAgnosticDensityInteractionBlock",
+        max_ell=2, pair_repulsion=True,
+    ),
+}  # fmt: skip
 
 
 @pytest.fixture(params=POTENTIALS)
