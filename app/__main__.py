@@ -39,6 +39,7 @@ ForceUnit = Annotated[
 Seed = Annotated[int, typer.Option(min=0, help="Seed of all random numbers.")]
 Precision = Annotated[str, typer.Option(help="float32 or float64.")]
 Threads = Annotated[int, typer.Option(min=0, max=64, help="CPU threads; 0 for all.")]
+Head = Annotated[str | None, typer.Option(help="Of a model with several heads, the one to use.")]
 PATIENCE_S = 10.0
 """Longest wait for a worker that is at work."""
 
@@ -287,6 +288,7 @@ def download(
     ] = False,
     url: Annotated[str | None, typer.Option(help="Fetch it from here instead.")] = None,
     sha256: Annotated[str | None, typer.Option(help="What the file must be.")] = None,
+    head: Head = None,
 ) -> None:
     """Fetch a foundation model and make a safe bundle of it; an attempt cut off goes on."""
     zoo = importlib.import_module("core.potentials.mace_zoo")  # loads torch
@@ -299,7 +301,7 @@ def download(
         share = "" if total is None else f" of {total / 1e6:.1f}"
         print(f"\r{done / 1e6:.1f}{share} MB", end="", file=sys.stderr, flush=True)
 
-    found = zoo.get(name, consent=yes, url=url, sha256=sha256, progress=progress)
+    found = zoo.get(name, consent=yes, head=head, url=url, sha256=sha256, progress=progress)
     print(f'\n{name} is in {getattr(found, "folder", found)}; use it as model = "{name}".')
 
 
@@ -308,21 +310,25 @@ def convert(
     file: Annotated[Path, typer.Argument(help="MACE checkpoint (.model, .pt).")],
     out: Annotated[Path, typer.Argument(help="Folder of the bundle, made by this.")],
     yes: Annotated[bool, typer.Option("--yes", help="Agree that the file runs.")] = False,
+    head: Head = None,
     as_json: Json = False,
 ) -> None:
     """Make a safe bundle of a pickled MACE; energies and forces are compared before and after."""
     module = importlib.import_module("core.potentials.convert")  # loads torch
     if not yes and file.is_file() and sys.stdin.isatty():
         yes = typer.confirm(module.WARNING.format(name=file.name) + " Go on?")
-    done = module.convert(file, out, consent=yes)
+    done = module.convert(file, out, consent=yes, head=head)
     figures = {
         "bundle": str(done.folder), "elements": [chemical_symbols[z] for z in done.elements],
+        "heads": done.heads, "head": done.head,
         "parameters": done.n_parameters, "structures_compared": done.structures,
         "largest_energy_difference_eV_per_atom": done.energy_difference,
         "largest_force_difference_eV_per_A": done.force_difference,
     }  # fmt: skip
+    several = f"head {done.head} of {', '.join(done.heads)}; " if len(done.heads) > 1 else ""
     line = (
         f"{done.folder}: {done.n_parameters:,} parameters, {', '.join(figures['elements'])}; "
+        f"{several}"
         f"{done.structures} structures differ by at most {done.energy_difference:.1e} eV/atom and "
         f"{done.force_difference:.1e} eV/Å from the checkpoint."
     )

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from core.errors import FlywiseError, ModelError
 
-FOUNDATION = re.compile(r"mace-(mp|off):[a-z0-9-]+")
+FOUNDATION = re.compile(r"mace-(mp|off|anicc):[a-z0-9-]+")
 """Names of published foundation models."""
 _PACKAGE = Path(__file__).resolve().parent
 

@@ -11,12 +11,14 @@ import torch
 from ase.build import molecule
 
 from core.contracts import LabelSet
+from core.potentials import load
 from core.potentials.mace import MacePotential, default_config
 from core.structures import from_atoms
 from core.training import Dataset, Loss
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "assets" / "foundation"))
 
+from check import pressed
 from choose import RIDGE, by_leverage
 from gradients import Gradients, Shape, packed
 from soap import Soap
@@ -155,3 +157,9 @@ def test_a_widened_model_predicts_the_same_and_its_new_channels_learn(
     assert slopes["readouts.0.linear.weight"].view(CHANNELS + 5, -1)[CHANNELS:].abs().min() > 0
     with pytest.raises(ValueError, match="the model has 8"):
         widened(potential, CHANNELS - 1, seed=1)
+
+
+def test_all_pairs_of_the_bundled_models_elements_repel_down_to_half_an_angstrom() -> None:
+    push = pressed(load("bundled"))  # type: ignore[arg-type]
+    assert len(push) == 66
+    assert min(push.values()) > 0, {name: force for name, force in push.items() if force <= 0}

@@ -6,7 +6,7 @@ The simulation is not touched: each fine-tuning is a process of its own and leav
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 from typing import Any
 
@@ -100,7 +100,11 @@ class Finetuning(pn.viewable.Viewer):
         self._advice = _text("")
         self._go = pmui.Button(
             label="Fine-tune", icon="play_arrow", variant="contained", size="small", margin=0,
-            color="primary", disable_elevation=True, on_click=lambda _: self._begin(),
+            color="primary", disable_elevation=True, on_click=lambda _: self._act(self._begin),
+        )  # fmt: skip
+        self._on = pmui.Button(
+            label="Go on", icon="resume", variant="outlined", size="small", margin=0,
+            visible=False, on_click=lambda _: self._act(self._go_on),
         )  # fmt: skip
         self._runs = Rows(
             label="Fine-tunings", css_classes=["runs"], margin=0, sizing_mode="stretch_both"
@@ -122,7 +126,7 @@ class Finetuning(pn.viewable.Viewer):
         self._table = _text("")
         self._layout = pn.Column(
             pn.Column(
-                self._strategy, self._steps, self._advice, self._go, self._runs,
+                self._strategy, self._steps, self._advice, self._go, self._on, self._runs,
                 margin=0, css_classes=["ask"], stylesheets=[_ASK_CSS],
             ),
             pn.Column(
@@ -149,6 +153,11 @@ class Finetuning(pn.viewable.Viewer):
             icon="stop" if running else "play_arrow",
             disabled=not self._seat.sharing.driving or not (running or enough),
         )
+        chosen = self._chosen()
+        stopped = chosen is not None and chosen.status == "stopped"
+        self._on.param.update(
+            visible=stopped and not running, disabled=not self._seat.sharing.driving
+        )
         self._runs.param.update(
             rows=[_row(s) for s in reversed(self._studies)],
             empty="" if enough else f"{study.LEAST} labels have to be learned first.",
@@ -158,22 +167,31 @@ class Finetuning(pn.viewable.Viewer):
     def _advise(self) -> None:
         self._advice.object = f"<p>{STRATEGIES[self._strategy.value][1]}</p>"
 
-    def _begin(self) -> None:
+    def _act(self, what: Callable[[], None]) -> None:
+        """Do what a button says, if this page drives, and show what came of it."""
         if not self._seat.may_act():
             return
-        running = [s for s in self._studies if s.status == "running"]
         try:
-            if running:
-                study.stop(running[-1])
-            else:
-                self._runs.chosen = study.start(
-                    self._campaign.directory, self._strategy.value, steps=self._steps.value,
-                    model=self._campaign.glance().state.settings.potential.model,
-                )  # fmt: skip
+            what()
         except FlywiseError as error:
             self._seat.warn(str(error))
         self._looked = 0.0
         self.update(self._campaign.glance())
+
+    def _begin(self) -> None:
+        running = [s for s in self._studies if s.status == "running"]
+        if running:
+            study.stop(running[-1])
+            return
+        self._runs.chosen = study.start(
+            self._campaign.directory, self._strategy.value, steps=self._steps.value,
+            model=self._campaign.glance().state.settings.potential.model,
+        )  # fmt: skip
+
+    def _go_on(self) -> None:
+        chosen = self._chosen()
+        if chosen is not None:
+            study.go_on(chosen)
 
     def _chosen(self) -> Study | None:
         by_number = {s.number: s for s in self._studies}
@@ -199,8 +217,8 @@ class Finetuning(pn.viewable.Viewer):
         self._parity.data = {name: parity.get(name, []) for name in names}
         self._parity_plot.visible = bool(parity)
         done = [s for s in self._studies if s.receipt is not None]
-        notes = "".join(f"<p>{escape(n)}</p>" for n in (chosen.receipt or {}).get("notes", []))
-        self._table.object = (side_by_side(done, chosen.number) if done else "") + notes
+        table = side_by_side(done, chosen.number) if done else ""
+        self._table.object = table + (what_moved(chosen.receipt) if chosen.receipt else "")
 
     def paint(self, palette: theme.Palette) -> None:
         """Take the colours of a mode."""
@@ -224,6 +242,32 @@ def side_by_side(done: Sequence[Study], here: int) -> str:
         "<table><tr><th>Error, side by side</th><th>meV/Å</th><th>meV/atom</th>"
         f"<th>others, meV/Å</th><th>s</th></tr>{''.join(rows)}</table>"
         f"<p>On labels {named}; others are molecules of the pretraining.</p>"
+    )
+
+
+def what_moved(receipt: dict[str, Any]) -> str:
+    """Return the rest of a receipt: blocks and how far, isolated atoms, weights, notes."""
+    rows = []
+    for part in dict.fromkeys(b["part"] for b in receipt["blocks"]):
+        blocks = [b for b in receipt["blocks"] if b["part"] == part]
+        moved = [b for b in blocks if b["before"] != b["after"]]
+        farthest = f"{100 * max(b['relative'] for b in moved):.2g} %" if moved else "–"
+        rows.append(
+            f"<tr><td>{escape(part)}</td><td>{len(moved)} of {len(blocks)}</td>"
+            f"<td>{farthest}</td></tr>"
+        )
+    atoms = receipt["isolated"]
+    shifts = ", ".join(f"{k} {v['shift_eV']:+.3f}" for k, v in atoms["elements"].items())
+    said = [
+        f"Energies of isolated atoms: {atoms['how']}, shifted by {shifts} eV; off by "
+        f"{1e3 * atoms['before_eV_per_atom']:.1f} meV/atom before, "
+        f"{1e3 * atoms['after_eV_per_atom']:.1f} after.",
+        f"Weights {receipt['weights_before'][:8]} → {receipt['weights_after'][:8]}.",
+        *receipt["notes"],
+    ]
+    return (
+        "<table><tr><th>Part of the network</th><th>blocks moved</th><th>farthest</th></tr>"
+        f"{''.join(rows)}</table>" + "".join(f"<p>{escape(line)}</p>" for line in said)
     )
 
 
@@ -264,7 +308,7 @@ def _headline(s: Study) -> str:
         text = f"<p class='bad'>{escape(s.problem)}</p>"
     elif s.status == "stopped":
         said += " · stopped"
-        text = "<p>It was ended before it was done.</p>"
+        text = "<p>It was ended before it was done; it can go on after its last epoch.</p>"
     else:
         said += " · done"
         place = f"{escape(s.folder.parent.name)}/{escape(s.folder.name)}"

@@ -22,9 +22,12 @@ elements pressed together. {special}
 ## Errors
 
 Forces in meV/Å; energies in meV/atom: within molecules (each one's own mean removed) and absolute.
-Unseen: molecules of H, C, N and O drawn at random, and others with further elements, half of them
-chains, half of ring scaffolds that no molecule was trained on. Strained or rare: rings of three or
-four, N-N, N-O, O-O and acetal bonds, halogens on heteroatoms, bonds between P, S, Si and B.
+distorted: bonds stretched or compressed by up to 0.6 of their length, angles bent, sides twisted;
+reaction: a bond torn to 1.4-2.6 times its length, or an atom on its way to another molecule; dimer
+and scan: two molecules in contact, or with an atom of each pressed together. Unseen: molecules of
+H, C, N and O drawn at random, and others with further elements, half of them chains, half of ring
+scaffolds that no molecule was trained on. Strained or rare: rings of three or four, N-N, N-O, O-O
+and acetal bonds, halogens on heteroatoms, bonds between P, S, Si and B.
 """
 CHOSEN = (
     "{chosen:,} of the molecules were chosen, out of random ones, by how little an earlier model "
@@ -85,6 +88,7 @@ def card(potential: MacePotential, about: dict[str, Any]) -> str:
             + " |"
             for row in about["curve"]
         ]
+    lines += _worst(about["worst"])
     lines += _in_use(about.get("checks"))
     return "\n".join([*lines, *LIMITS.splitlines()]) + "\n"
 
@@ -93,6 +97,20 @@ def _earlier(training: dict[str, Any]) -> list[str]:
     """Return a sentence for each run that this one goes on from, the last one first."""
     before = training.get("earlier")
     return [EARLIER.format(**before), *_earlier(before)] if before else []
+
+
+def _worst(worst: dict[str, dict[str, float]]) -> list[str]:
+    lines = [
+        "",
+        "## Known failures",
+        "",
+        "Molecules with the worst forces at 300 K, MAE in meV/Å.",
+        "",
+    ]
+    for where, molecules in worst.items():
+        named = ", ".join(f"{name} ({error:.0f})" for name, error in molecules.items())
+        lines.append(f"- {where}: {named}")
+    return lines
 
 
 def _in_use(checks: dict[str, Any] | None) -> list[str]:

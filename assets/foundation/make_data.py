@@ -2,9 +2,9 @@
 
     python make_data.py --out work
 
-Writes `molecules.json`, `valid.npz`, `g2_test.npz`, `atoms.npz`, `tiny.npz` and for each family of
-molecules `FAMILY_XXXX.npz`. Molecules are in random order, so any prefix of a family's files is a
-fair sample. A second start goes on where the first one stopped.
+Writes `molecules.json`, `valid.npz`, `valid_geometries.npz`, `g2_test.npz`, `atoms.npz`, `tiny.npz`
+and for each family of molecules `FAMILY_XXXX.npz`. Molecules are in random order, so any prefix of
+a family's files is a fair sample. A second start goes on where the first one stopped.
 """
 
 import argparse
@@ -273,6 +273,26 @@ def make_valid(molecules: list[dict], path: Path) -> None:
     save(path, found)
 
 
+def make_valid_geometries(molecules: list[dict], path: Path) -> None:
+    """Distorted and torn frames of each held-out molecule, and close pairs of them."""
+    found: list[Sample] = []
+    pool: list[tuple[Molecule, Frame]] = []
+    rng = np.random.default_rng([SEED, 2])
+    for entry in molecules:
+        molecule = Molecule.from_smiles(entry["id"], entry["smiles"])
+        surface = Surface(molecule.numbers)
+        relaxation = relaxed(molecule, surface, SEED, 40)
+        if relaxation:
+            start = relaxation[-1]
+            pool.append((molecule, start))
+            found.append(sample(start, molecule.id, "equilibrium"))
+            for make, kind, times in ((distort, "distorted", 6), (torn, "reaction", 4)):
+                for _ in range(times):
+                    positions = make(molecule, start.positions, rng)
+                    found += labelled(surface, positions, molecule.id, kind)
+    save(path, found + frames_of_pairs(pool, rng))
+
+
 def make_g2_test(out: Path) -> None:
     """The g2 geometry and five MD frames at each temperature, for g2's closed-shell molecules.
 
@@ -318,8 +338,11 @@ def list_molecules(out: Path) -> list[dict]:
 
 def make_side_files(out: Path, molecules: list[dict]) -> None:
     """Validation, test and reference files, those that are missing."""
+    unseen = [m for m in molecules if m["split"] == "valid"]
     if not (out / "valid.npz").exists():
-        make_valid([m for m in molecules if m["split"] == "valid"], out / "valid.npz")
+        make_valid(unseen, out / "valid.npz")
+    if not (out / "valid_geometries.npz").exists():
+        make_valid_geometries(unseen, out / "valid_geometries.npz")
     if not (out / "g2_test.npz").exists():
         make_g2_test(out)
     if not (out / "atoms.npz").exists():

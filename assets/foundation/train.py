@@ -55,6 +55,8 @@ NEAREST, WALL_COPIES = 0.45, 4
 """Length of the shortest pair of atoms trained on, Å; copies of such pairs for each process."""
 PART_S = 300.0
 """Seconds after which a checkpoint is written."""
+WORST = 6
+"""Molecules that the card names as known failures, of each test."""
 REPLAY, REPLAY_FORCE = 600, 15.0
 """Frames that ship with the model, and the largest force in them, eV/Å."""
 
@@ -408,6 +410,23 @@ def errors_of_g2(potential: MacePotential) -> dict[str, dict]:
     }
 
 
+def worst(
+    potential: MacePotential, frames: list[Sample], names: dict[int, str]
+) -> dict[str, float]:
+    """Return name -> MAE of the forces at 300 K, meV/Å, of the molecules that are worst."""
+    at = [f for f in frames if f.temperature == REPORTED_K[0]]
+    predicted = potential.predict(label_set(at).structures).forces
+    assert predicted is not None
+    off: dict[int, list[float]] = {}
+    for f, p in zip(at, predicted, strict=True):
+        off.setdefault(f.molecule, []).append(1e3 * float(np.abs(p - f.forces).mean()))
+    means = {m: float(np.mean(values)) for m, values in off.items()}
+    return {
+        names[m]: round(means[m], 1)
+        for m in sorted(means, key=means.__getitem__)[: -WORST - 1 : -1]
+    }
+
+
 def export(arguments: argparse.Namespace) -> None:
     """Write the averaged weights as a bundle with a model card."""
     frames, valid = _frames(arguments)
@@ -429,12 +448,24 @@ def export(arguments: argparse.Namespace) -> None:
             "date": time.strftime("%Y-%m-%d"),
         },
         "errors": {
-            "all unseen molecules": errors(potential, valid),
+            "all unseen molecules": errors(
+                potential, valid + load([WORK / "valid_geometries.npz"])
+            ),
             **by_class(potential, valid),
             **errors_of_g2(potential),
         },
         "curve": curve(),
-    }
+        "worst": {
+            "unseen molecules": worst(
+                potential, valid,
+                {m["id"]: m["smiles"] for m in json.loads((WORK / "molecules.json").read_text())},
+            ),
+            "g2": worst(
+                potential, load([WORK / "g2_test.npz"]),
+                dict(enumerate(json.loads((WORK / "g2_names.json").read_text()))),
+            ),
+        },
+    }  # fmt: skip
     if CHECKS.exists():
         about["checks"] = json.loads(CHECKS.read_text())
     if arguments.start is not None:

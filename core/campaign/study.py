@@ -120,10 +120,24 @@ _children: dict[int, subprocess.Popen[bytes]] = {}
 
 
 def stop(study: Study) -> None:
-    """End a fine-tuning; what it wrote stays."""
+    """End a fine-tuning; what it wrote stays, and the last finished epoch for `go_on`."""
     pid = int(json.loads((study.folder / ORDER).read_text())["pid"])
     if study.status == "running" and _is_ours(pid, study.folder):
         os.killpg(pid, signal.SIGTERM)
+
+
+def go_on(study: Study) -> None:
+    """Go on with a fine-tuning that was stopped, after its last finished epoch.
+
+    Raises:
+        InputError: it was not stopped, or another one is under way.
+    """
+    others = studies(study.folder.parent.parent)
+    if study.status != "stopped" or any(s.status == "running" for s in others):
+        raise InputError("Only a fine-tuning that was stopped goes on, and one at a time.")
+    order = json.loads((study.folder / ORDER).read_text())
+    order["pid"] = _spawn(study.folder)
+    (study.folder / ORDER).write_text(json.dumps(order))
 
 
 def studies(directory: Path) -> list[Study]:
@@ -187,8 +201,11 @@ def main(folder: Path) -> None:
         with open(folder / PROGRESS, "a", encoding="utf-8") as file:
             file.write(json.dumps(values | {"of": epochs}) + "\n")
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # keeps the last epoch, see `stop`
     try:
         finetune(made, tell)
+    except KeyboardInterrupt:
+        return
     except Exception as error:
         (folder / ERROR).write_text(f"{error or type(error).__name__}\n", encoding="utf-8")
         raise

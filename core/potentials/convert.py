@@ -41,10 +41,16 @@ WARNING = (
 
 @dataclass(frozen=True)
 class Conversion:
-    """What was converted: largest differences on S probe structures, eV/atom and eV/Å."""
+    """What was converted: largest differences on S probe structures, eV/atom and eV/Å.
+
+    Attributes:
+        heads: all the model has. head: the one in use.
+    """
 
     folder: Path
     elements: tuple[int, ...]
+    heads: tuple[str, ...]
+    head: str
     n_parameters: int
     structures: int
     energy_difference: float
@@ -52,16 +58,18 @@ class Conversion:
 
 
 def convert(
-    checkpoint: str | Path, folder: str | Path, *, consent: bool, limit_s: float = TIME_LIMIT_S
-) -> Conversion:
+    checkpoint: str | Path, folder: str | Path, *, consent: bool, head: str | None = None,
+    limit_s: float = TIME_LIMIT_S,
+) -> Conversion:  # fmt: skip
     """Write the bundle `folder` from a pickled checkpoint.
 
     Args:
         consent: a person agreed that the file may run as a program.
+        head: of a model with several, the one in use from then on; "Default" or the last without.
 
     Raises:
         UnsafeFileError: nobody agreed. ModelError: no such file, the folder is taken, it is no
-            MACE, or the bundle does not give the same energies and forces.
+            MACE, has no such head, or the bundle does not give the same energies and forces.
     """
     checkpoint, folder = Path(checkpoint).absolute(), Path(folder).absolute()
     if not checkpoint.is_file():
@@ -77,7 +85,7 @@ def convert(
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".convert-") as name:
         stage = Path(name)
         _open_elsewhere(checkpoint, stage, limit_s)
-        done = _compare(stage, folder, checkpoint.name)
+        done = _compare(stage, folder, checkpoint.name, head)
         for part in stage.iterdir():
             if part.name not in (bundle.CONFIG, bundle.WEIGHTS):
                 shutil.rmtree(part) if part.is_dir() else part.unlink()
@@ -131,12 +139,15 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def _compare(stage: Path, folder: Path, name: str) -> Conversion:
+def _compare(stage: Path, folder: Path, name: str, head: str | None) -> Conversion:
     """Build the model from what the child wrote, and hold it against the original's numbers."""
     size = sum(p.lstat().st_size for p in stage.rglob("*"))
     if size > LARGEST_BYTES or any(p.is_symlink() for p in stage.rglob("*")):
         raise ModelError(f"{name} left behind what is no model; nothing was kept.")
     config, weights = bundle.read(stage)
+    if head is not None:
+        config["model"]["head"] = head
+        bundle.write(stage, config, weights)
     potential = from_bundle(config, weights, name=name, dtype="float64")
     structures = probe.structures(potential.elements, potential.cutoff)
     try:
@@ -144,21 +155,27 @@ def _compare(stage: Path, folder: Path, name: str) -> Conversion:
             energies, forces = wanted["energies"], wanted["forces"]
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"{name} was opened, but gave no energies to compare.") from error
-    found = potential.predict(structures)
-    assert found.forces is not None
     sizes = np.array([len(s) for s in structures])
-    if energies.shape != found.energies.shape or forces.shape != (sizes.sum(), 3):
+    n_heads = len(potential.heads)
+    if energies.shape != (n_heads, len(sizes)) or forces.shape != (n_heads, sizes.sum(), 3):
         raise ModelError(f"{name} was opened, but gave other energies than were asked for.")
-    isolated = np.array([potential.isolated_energy(s) for s in structures])
-    energy = float(np.abs((found.energies - energies) / sizes).max())
-    force = float(np.abs(np.concatenate(found.forces) - forces).max())
-    scale_energy = max(1.0, float(np.abs((energies - isolated) / sizes).max()))
-    scale_force = max(1.0, float(np.abs(forces).max()))
-    if not (energy <= AGREEMENT * scale_energy and force <= AGREEMENT * scale_force):
-        raise ModelError(
-            f"The bundle made from {name} differs from the original by {energy:.2g} eV/atom and "
-            f"{force:.2g} eV/Å; nothing was kept."
-        )
+    energy = force = 0.0
+    for each, wanted_energies, wanted_forces in zip(potential.heads, energies, forces, strict=True):
+        with potential.using(each):
+            found = potential.predict(structures)
+            isolated = np.array([potential.isolated_energy(s) for s in structures])
+        assert found.forces is not None
+        off_energy = float(np.abs((found.energies - wanted_energies) / sizes).max())
+        off_force = float(np.abs(np.concatenate(found.forces) - wanted_forces).max())
+        scale_energy = max(1.0, float(np.abs((wanted_energies - isolated) / sizes).max()))
+        scale_force = max(1.0, float(np.abs(wanted_forces).max()))
+        if not (off_energy <= AGREEMENT * scale_energy and off_force <= AGREEMENT * scale_force):
+            raise ModelError(
+                f"The bundle made from {name} differs from the original (head {each}) by "
+                f"{off_energy:.2g} eV/atom and {off_force:.2g} eV/Å; nothing was kept."
+            )
+        energy, force = max(energy, off_energy), max(force, off_force)
     return Conversion(
-        folder, potential.elements, potential.n_parameters, len(structures), energy, force
-    )
+        folder, potential.elements, potential.heads, potential.head, potential.n_parameters,
+        len(structures), energy, force,
+    )  # fmt: skip

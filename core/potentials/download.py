@@ -33,10 +33,12 @@ def fetch(
 ) -> Path:  # fmt: skip
     """Download `url` to the file `target`; return it. Nothing is done where it is there already.
 
+    What is there, but not with the checksum asked for, is fetched anew.
+
     Raises:
         DownloadError: no connection, refused, cut off, or not what was published; says what to do.
     """
-    if target.is_file():
+    if target.is_file() and sha256 in (None, _checksum(target)):
         return target
     parts = urlsplit(url)
     if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in LOCAL):

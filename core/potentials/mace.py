@@ -45,7 +45,6 @@ with guarded():
     from e3nn import get_optimization_defaults, o3, set_optimization_defaults
 
 
-
 def _sums(src: torch.Tensor, index: torch.Tensor, dim: int, dim_size: int) -> torch.Tensor:
     """Return sums of the rows of `src` (E, …) with the same index, (dim_size, …).
 

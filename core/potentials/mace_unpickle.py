@@ -34,8 +34,11 @@ def main(checkpoint: Path, folder: Path) -> None:
     config = configuration(module)
     bundle.write(folder, {"model": config}, module.state_dict())
     structures = probe.structures(config["atomic_numbers"], float(config["r_max"]))
-    energies, forces = evaluate(module.double(), structures, config)
-    np.savez(folder / PROBE, energies=energies, forces=np.concatenate(forces))
+    module = module.double()
+    energies, forces = zip(
+        *(evaluate(module, structures, config, head) for head in config["heads"]), strict=True
+    )
+    np.savez(folder / PROBE, energies=np.stack(energies), forces=np.stack(forces))
 
 
 def configuration(module: Any) -> dict[str, Any]:
@@ -126,9 +129,9 @@ def _widths(network: Any) -> list[int]:
 
 
 def evaluate(
-    module: Any, structures: list[Structure], config: dict[str, Any]
-) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Return total energies (S,), eV, and forces, eV/Å, by mace's own path of computation."""
+    module: Any, structures: list[Structure], config: dict[str, Any], head: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return total energies (S,), eV, and forces (ΣN, 3), eV/Å, as mace itself computes them."""
     from mace import data
     from mace.tools import torch_geometric, utils
 
@@ -137,7 +140,7 @@ def evaluate(
     heads = config["heads"]
     sets = [
         data.AtomicData.from_config(
-            data.config_from_atoms(structure.to_atoms(), head_name=heads[-1]),
+            data.config_from_atoms(structure.to_atoms(), head_name=head),
             z_table=table, cutoff=config["r_max"], heads=heads,
         )
         for structure in structures
@@ -148,7 +151,7 @@ def evaluate(
         out = module(batch.to_dict(), compute_stress=False)
         energies.append(float(out["energy"]))
         forces.append(out["forces"].detach().numpy())
-    return np.array(energies), forces
+    return np.array(energies), np.concatenate(forces)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,16 @@ UNDER_MIT = frozenset(
     }
 )  # fmt: skip
 """As their publishers say (ACEsuit/mace-foundations); the rest are under the ASL."""
+ANICC = "mace-anicc:large"
+ANICC_URL = (
+    "https://github.com/ACEsuit/mace/raw/main/mace/calculators/foundations_models/"
+    "ani500k_large_CC.model"
+)
+UNFIT = {
+    "mace-omol": "its charge and spin are inputs of the network, which are not given yet",
+    "mace-polar": "it is another architecture, with charges that answer to a field",
+}
+"""Families that mace-torch knows as well, and why they cannot be used."""
 FAMILIES = {
     "mace-mp": ("mace_mp_urls", "materials, 89 elements"),
     "mace-off": ("mace_off_urls", "organic molecules"),
@@ -55,23 +65,28 @@ def foundations() -> dict[str, Foundation]:
             name = f"{family}:{size}"
             url = tables._normalize_github_download_url(url)
             found[name] = Foundation(name, url, MIT if name in UNDER_MIT else ASL, about)
+    url = tables._normalize_github_download_url(ANICC_URL)
+    found[ANICC] = Foundation(ANICC, url, MIT, "H, C, N, O at coupled-cluster level (ANI-1ccx)")
     return found
 
 
 def get(
-    name: str, *, consent: bool, url: str | None = None, sha256: str | None = None,
-    progress: Progress | None = None,
+    name: str, *, consent: bool, head: str | None = None, url: str | None = None,
+    sha256: str | None = None, progress: Progress | None = None,
 ) -> Path | Conversion:  # fmt: skip
     """Fetch and convert a foundation model; return the folder of its bundle if it is there already.
 
     Args:
         consent: a person accepted the licence, and that the checkpoint runs once as a program.
+        head: of a model with several, see `convert`.
         url, sha256: another place to fetch it from, and what it must be.
 
     Raises:
         ModelError: no such name. UnsafeFileError: nobody agreed. DownloadError: see `fetch`.
     """
     known = foundations()
+    if (why := UNFIT.get(name.partition(":")[0])) is not None:
+        raise ModelError(f"{name} cannot be used: {why}.")
     if name not in known:
         raise ModelError(f"There is no model {name!r}; accepted: {', '.join(known)}.")
     folder = downloaded(name)
@@ -84,6 +99,7 @@ def get(
         )
     address = url or known[name].url
     checkpoint = fetch(address, folder.with_suffix(".model"), sha256=sha256, progress=progress)
-    done = convert(checkpoint, folder, consent=True)
-    checkpoint.unlink()
-    return done
+    try:
+        return convert(checkpoint, folder, consent=True, head=head)
+    finally:  # what could not be converted may be damaged: the next attempt fetches it anew
+        checkpoint.unlink()

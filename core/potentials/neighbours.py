@@ -36,11 +36,10 @@ def neighbour_list(structure: Structure, positions: np.ndarray, cutoff: float) -
     """Return all directed pairs of `structure` at `positions` (N, 3) nearer than `cutoff` Å."""
     if not any(structure.pbc) and len(positions) <= BRUTE_FORCE_ATOMS:
         return _all_pairs(positions, cutoff)
-    cell = np.array(structure.cell)
-    for axis in range(3):  # a box wide enough along directions that are not periodic
-        if not structure.pbc[axis]:
-            cell[axis] = 0.0
-            cell[axis, axis] = np.ptp(positions[:, axis]) + 2 * cutoff + 10.0
+    cell, periodic = np.array(structure.cell), np.array(structure.pbc)
+    across = np.linalg.svd(cell[periodic])[2][periodic.sum() :]
+    for axis, direction in zip(np.flatnonzero(~periodic), across, strict=True):
+        cell[axis] = (np.ptp(positions @ direction) + 2 * cutoff + 10.0) * direction  # wide enough
     origin = positions.min(axis=0) - cutoff - 5.0 if not any(structure.pbc) else np.zeros(3)
     i, j, counts = _matscipy_list(
         "ijS", cutoff=cutoff, positions=positions - origin, cell=cell, pbc=structure.pbc

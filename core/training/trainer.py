@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -108,6 +109,7 @@ class Trainer:
         self.best_theta, self.best, self.best_epoch = potential.get_theta(), math.inf, 0
         self.epoch, self.steps, self.seconds = 0, 0, 0.0
         self.history: list[Progress] = []
+        self._last: dict[str, Any] | None = None
 
     def epochs(self) -> Iterator[Progress]:
         """Train, yielding after each epoch; stop by not asking for the next."""
@@ -134,6 +136,7 @@ class Trainer:
                 best=self.best_epoch == self.epoch,
             )
             self.history.append(progress)
+            self._last = copy.deepcopy(self._state())
             yield progress
 
     @property
@@ -227,8 +230,16 @@ class Trainer:
         return found
 
     def save(self, path: Path) -> None:
-        """Write a checkpoint that `load` continues from, replacing `path` atomically."""
-        state: dict[str, Any] = {
+        """Write a checkpoint that `load` continues from, replacing `path` atomically.
+
+        It holds what was there when the last epoch ended: one cut short is done again as a whole.
+        """
+        part = path.with_suffix(".part")
+        torch.save(self._state() if self._last is None else self._last, part)
+        part.replace(path)
+
+    def _state(self) -> dict[str, Any]:
+        return {
             "theta": self.potential.get_theta(),
             "average": self.average,
             "free": self.moves.state(),
@@ -238,9 +249,6 @@ class Trainer:
             "rng": self.rng.bit_generator.state,
             "history": [astuple(progress) for progress in self.history],
         }
-        part = path.with_suffix(".part")
-        torch.save(state, part)
-        part.replace(path)
 
     def load(self, path: Path) -> None:
         """Continue from a checkpoint written by `save`; only plain data is read from it."""

@@ -69,12 +69,12 @@ def test_another_strategy_is_tried_beside_the_campaign(molecule):
     view = Finetuning(campaign, seat)
     view.update(campaign.glance())
     assert view._go.disabled, "this page does not drive"
-    view._begin()
+    view._act(view._begin)
     assert warned and study.studies(molecule) == []
     seat.identify("s" * 32)
     view._strategy.value, view._steps.options = "freeze-readouts", {"Few": 6}
     view._steps.value = 6
-    view._begin()
+    view._act(view._begin)
     (begun,) = study.studies(molecule)
     assert begun.status == "running" and begun.n_labels >= 3
     with pytest.raises(InputError, match="under way"):
@@ -87,20 +87,48 @@ def test_another_strategy_is_tried_beside_the_campaign(molecule):
     view._looked = 0.0
     view.update(campaign.glance())
     assert view._runs.rows[0]["status"] == "done" and "Readouts only" in view._table.object
+    receipt = view._table.object
+    assert "<td>readout</td><td>3 of 3</td>" in receipt and "<td>product</td><td>0 of " in receipt
+    assert "Energies of isolated atoms: estimated" in receipt and "Weights " in receipt
+    assert len(view._curve.data["loss"]) == ended.epochs_total
     assert len(view._parity.data["after"]) == len(view._parity.data["reference"]) > 10
 
 
-def test_one_that_fails_says_why_and_one_that_is_stopped_ends(molecule):
+def test_one_that_fails_says_why(molecule):
     number = study.start(molecule, "naive", steps=5, model="lennard-jones")
     wait_for_the_end(molecule)
     failed = study.studies(molecule)[-1]
     assert (
         failed.number == number and failed.status == "failed" and "does not know" in failed.problem
     )
-    study.start(molecule, "naive", steps=100_000, model="bundled")
-    study.stop(study.studies(molecule)[-1])
+
+
+def test_one_that_is_stopped_goes_on_after_its_last_epoch(molecule):
+    campaign, warned = app_state.campaign(molecule), []
+    seat = Seat(campaign, Lease(), warned.append)
+    seat.identify("t" * 32)
+    view = Finetuning(campaign, seat)
+    study.start(molecule, "naive", steps=60, model="bundled")
+    end = time.monotonic() + 120
+    while len(study.studies(molecule)[-1].epochs) < 2 and time.monotonic() < end:
+        time.sleep(0.05)
+    view._looked = 0.0
+    view.update(campaign.glance())
+    assert "left at most" in view._text.object and view._go.label == "Stop"
+    view._act(view._begin)
     wait_for_the_end(molecule)
-    assert study.studies(molecule)[-1].status == "stopped"
+    view._looked = 0.0
+    view.update(campaign.glance())
+    stopped = study.studies(molecule)[-1]
+    assert stopped.status == "stopped" and view._on.visible and "can go on" in view._text.object
+    view._act(view._go_on)
+    assert study.studies(molecule)[-1].status == "running"
+    with pytest.raises(InputError, match="Only a fine-tuning that was stopped"):
+        study.go_on(study.studies(molecule)[-1])
+    wait_for_the_end(molecule)
+    ended = study.studies(molecule)[-1]
+    assert ended.status == "done" and not warned, ended.problem
+    assert [e["epoch"] for e in ended.epochs] == list(range(1, ended.epochs_total + 1))
 
 
 def test_labels_have_to_be_there(tmp_path, argon):

@@ -24,9 +24,8 @@ from typing import Any
 import numpy as np
 import torch
 from common import cell, context, machine, table
-from fixed_data import SPICE, TESTS, drawn, ethanol, foundation, gfn2, three_bpa
+from fixed_data import SPICE, TESTS, drawn, ethanol, foundation, gfn2, three_bpa, write
 
-from core.campaign import extxyz
 from core.campaign.finetune import isolated_energies
 from core.campaign.pretraining import brought, predicted
 from core.contracts import LabelSet
@@ -110,17 +109,6 @@ def ours(system: str, name: str, n: int, seed: int, folder: Path) -> dict[str, A
         "test": vars(errors(tuned, test)), "untuned": vars(before),
         "foundation_before": vars(own_errors[0]), "foundation_after": vars(own_errors[1]),
     }  # fmt: skip
-
-
-def write(path: Path, labels: LabelSet) -> None:
-    """Write labels as mace reads them."""
-    extxyz.save(
-        path,
-        (
-            extxyz.write(s, {"REF_energy": float(e)}, {"pos": s.positions, "REF_forces": f})
-            for s, e, f in zip(labels.structures, labels.energies, labels.forces, strict=True)
-        ),
-    )
 
 
 def theirs(system: str, name: str, n: int, seed: int, folder: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from core.campaign import extxyz
 from core.campaign.finetune import label_set
 from core.campaign.labels import read
 from core.contracts import LabelSet
@@ -86,3 +87,14 @@ def drawn(make: Callable[[], LabelSet], n: int, seed: int) -> LabelSet:
 @lru_cache(maxsize=8)
 def _all(make: Callable[[], LabelSet]) -> LabelSet:
     return make()
+
+
+def write(path: Path, labels: LabelSet) -> None:
+    """Write labels as extended XYZ, with the keys that mace reads too."""
+    extxyz.save(
+        path,
+        (
+            extxyz.write(s, {"REF_energy": float(e)}, {"pos": s.positions, "REF_forces": f})
+            for s, e, f in zip(labels.structures, labels.energies, labels.forces, strict=True)
+        ),
+    )

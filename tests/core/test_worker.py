@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import random
 import signal
 import subprocess
@@ -47,6 +48,16 @@ def wait(directory: Path, done, patience: float = PATIENCE_S) -> State:
         return state
 
 
+class Program:
+    """A pickle that runs `code` when it is opened."""
+
+    def __init__(self, code: str) -> None:
+        self.code = code
+
+    def __reduce__(self):
+        return exec, (self.code,)
+
+
 def check_nothing_lost(directory: Path) -> None:
     """The journal replays, and no label was bought twice or forgotten."""
     with CampaignReader(directory) as reader:
@@ -61,6 +72,24 @@ def check_nothing_lost(directory: Path) -> None:
     ledger = [json.loads(x) for x in (directory / "labels/ledger.jsonl").read_text().splitlines()]
     bought = Counter(e["key"] for e in ledger if e.get("outcome") == "label")
     assert set(bought.values()) <= {1}
+
+
+@pytest.mark.parametrize("where", ["potential.model", "labelling.reference"])
+def test_a_pickled_model_ends_the_campaign_unopened(tmp_path, argon, where):
+    file, ran = tmp_path / "evil.model", tmp_path / "ran"
+    file.write_bytes(pickle.dumps(Program(f"open({str(ran)!r}, 'w')")))
+    name = str(file) if where == "potential.model" else f"teacher:{file}"
+    directory = tmp_path / "campaign"
+    worker.prepare(directory, argon(tmp_path).with_value(where, name))
+    Commander(directory).post(ev.Start(who="Ada"))
+    handle = WorkerHandle(directory)
+    handle.start()
+    state = wait(directory, lambda s: s.phase == "failed")
+    assert "runs whatever program" in state.failure
+    handle.kill()
+    assert not ran.exists()
+    pickle.loads(file.read_bytes())
+    assert ran.exists(), "it would have, had anybody opened it"
 
 
 def test_a_worker_runs_a_campaign_to_its_end(directory, handle):

@@ -9,12 +9,12 @@ from core.potentials.mace import MacePotential, default_config
 from core.structures import Structure, from_atoms
 
 
-def small_mace(seed: int) -> MacePotential:
+def small_mace(seed: int, **changes) -> MacePotential:
     """An untrained MACE of H, C, N and O in double precision."""
     torch.manual_seed(seed)
     isolated = np.array([-13.0, -1000.0, -1400.0, -2000.0])
     config = default_config((1, 6, 7, 8), isolated, channels=8, max_ell=2)
-    return MacePotential(config, dtype=torch.float64)
+    return MacePotential(config | changes, dtype=torch.float64)
 
 
 def frames(names, n: int, seed: int = 0) -> tuple[Structure, ...]:

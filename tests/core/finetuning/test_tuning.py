@@ -15,7 +15,9 @@ from core.finetuning import e0, receipt
 from core.finetuning.strategies import STRATEGIES, strategy
 from core.finetuning.tuning import FOUNDATION, TARGET, Tuning, TuningSettings, subset
 from core.posterior import make
+from core.potentials import load
 from core.potentials.lennard_jones import LennardJones
+from core.potentials.load import save
 from core.settings import Noise, PosteriorSettings
 from core.structures import Structure
 
@@ -104,6 +106,41 @@ def test_low_rank_changes_have_their_rank_and_keep_equivariance(foundation, labe
     here, there = tuned.predict([s]), tuned.predict([turned])
     assert there.energies == pytest.approx(here.energies, rel=1e-10)
     assert np.allclose(there.forces[0], here.forces[0] @ turn.T, atol=1e-9)
+
+
+def test_low_rank_changes_of_equivariant_messages_keep_equivariance(labels):
+    wide = small_mace(
+        1, hidden_irreps="8x0e + 8x1o", interaction_cls_first="RealAgnosticInteractionBlock"
+    )
+    _, tuned, found = finished(wide, labels, "lora", settings=replace(SHORT, steps=20))
+    assert all(b.is_moved for b in found.blocks if not b.name.startswith("readouts.1.linear_2"))
+    s = labels.structures[0]
+    turn = Rotation.from_rotvec([0.3, -1.1, 0.7]).as_matrix()
+    here = tuned.predict([s])
+    there = tuned.predict([Structure(s.numbers, s.positions @ turn.T)])
+    assert there.energies == pytest.approx(here.energies, rel=1e-10)
+    assert np.allclose(there.forces[0], here.forces[0] @ turn.T, atol=1e-9)
+
+
+def test_a_saved_low_rank_change_is_merged(foundation, labels, tmp_path):
+    _, tuned, _ = finished(foundation, labels, "lora")
+    save(tuned, tmp_path / "bundle", {"title": "merged"})
+    again = load(str(tmp_path / "bundle"), dtype="float64")
+    assert again.n_parameters == tuned.n_parameters, "no factors beside the weights"
+    one, other = (p.predict(labels.structures) for p in (tuned, again))
+    np.testing.assert_allclose(other.energies, one.energies, atol=1e-9)
+    np.testing.assert_allclose(np.concatenate(other.forces), np.concatenate(one.forces), atol=1e-6)
+
+
+def test_strategies_have_the_published_hyperparameters():
+    published = {
+        "naive": (1e-3, 0.999, 1), "freeze-products": (1e-3, 0.999, 1),
+        "freeze-readouts": (1e-3, 0.999, 1), "lora": (1e-2, 0.99, 10),
+        "replay": (1e-4, 0.9999, 1), "pseudolabel-replay": (1e-4, 0.9999, 1),
+    }  # fmt: skip
+    for name, expected in published.items():
+        t = strategy(name).training
+        assert (t.learning_rate, t.ema, t.clip) == expected, name
 
 
 def test_low_rank_factors_make_the_weights_they_are_merged_into(foundation, labels):

@@ -84,3 +84,19 @@ def test_the_bundled_model_is_small_and_knows_a_molecule_it_was_not_trained_on()
     predicted = load("bundled").predict([ethanol]).forces[0]
     label = make("gfn1-xtb").compute(ethanol)
     assert np.sqrt(((predicted - label.forces) ** 2).mean()) < 0.1
+
+
+def test_what_ships_for_rehearsal_is_labelled_by_gfn1():
+    pytest.importorskip("tblite", reason="GFN1-xTB forces need tblite (the xtb extra)")
+    from core.campaign.pretraining import brought
+    from core.reference import make
+
+    own = brought("bundled")
+    assert own is not None and len(own) >= 500
+    elements = {int(z) for s in own.structures for z in s.numbers}
+    assert elements == set(load("bundled").elements)
+    whole = [k for k, s in enumerate(own.structures) if s.numbers.sum() % 2 == 0]
+    for k in whole[:: len(whole) // 8]:
+        label = make("gfn1-xtb").compute(own.structures[k])
+        assert own.energies[k] == pytest.approx(label.energy, abs=1e-3)
+        np.testing.assert_allclose(own.forces[k], label.forces, atol=5e-3)

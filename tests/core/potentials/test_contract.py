@@ -104,6 +104,25 @@ def test_slopes_along_directions_are_the_force_rows_times_them(potential, molecu
     np.testing.assert_allclose(slopes.reshape(3, -1), directions @ rows[1:].T, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (1, 2, 0)])
+def test_a_slab_is_one_in_a_very_high_cell_whichever_axis_is_open(potential, order, rng):
+    cell = np.array([[4.5, 0.3, 0.0], [0.0, 4.2, 0.0], [0.0, 0.0, 40.0]])
+    numbers = np.array([6, 8, 1, 7, 1])
+    positions = np.array(
+        [[0, 0, 0], [2.0, 0.2, 0.4], [0.3, 2, 0.3], [1.9, 2.1, 1.4], [0.1, 0, 1.7]]
+    )
+    positions += 0.1 * rng.standard_normal(positions.shape)
+    high = Structure(numbers, positions, cell=cell.copy(), pbc=(True, True, True))
+    cell[2] = [1.0, 2.0, 3.0]  # whatever stands along the open direction
+    cell, pbc = cell[list(order)], tuple(axis != 2 for axis in order)
+    slab = Structure(numbers, positions, cell=cell, pbc=pbc)
+    one, other = potential.predict([high]), potential.predict([slab])
+    assert other.energies[0] == pytest.approx(one.energies[0], abs=1e-9)
+    np.testing.assert_allclose(other.forces[0], one.forces[0], atol=1e-8)
+    evaluate = potential.evaluator(Structure(numbers, positions, cell=cell, pbc=pbc, fixed=(0, 1)))
+    np.testing.assert_allclose(evaluate(positions)[1], one.forces[0], atol=1e-8)
+
+
 def test_one_backward_pass_gives_energy_forces_and_the_energy_row(potential, molecule):
     found = potential.derivatives(molecule)
     out = potential.predict([molecule])

@@ -7,10 +7,12 @@ import warnings
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 from core.errors import ModelError, UnsafeFileError
 from core.potentials import load, probe
+from core.potentials.bundle import WEIGHTS
 from core.potentials.convert import convert
 from core.potentials.mace import MacePotential, default_config, guarded
 
@@ -107,13 +109,31 @@ def test_kinds_of_mace_survive(tmp_path, changes):
     assert np.abs(found.forces[0]).max() > 1e-3
 
 
+def test_every_head_is_compared_and_one_is_chosen(tmp_path):
+    changes = {
+        "heads": ["pt_head", "Default"],
+        "atomic_energies": [[-13.0, -1030.0, -2040.0], [-13.5, -1031.0, -2042.0]],
+        "atomic_inter_scale": [1.0, 1.2], "atomic_inter_shift": [0.0, 0.1],
+    }  # fmt: skip
+    path = checkpoint(tmp_path, **changes)
+    usual = convert(path, tmp_path / "usual", consent=True)
+    chosen = convert(path, tmp_path / "chosen", consent=True, head="pt_head")
+    assert (usual.head, chosen.head) == ("Default", "pt_head")
+    assert chosen.heads == ("pt_head", "Default")
+    assert load(str(chosen.folder)).isolated_energies[0] == -13.0
+    with pytest.raises(ModelError, match="no head 'other'; the model has pt_head, Default"):
+        convert(path, tmp_path / "other", consent=True, head="other")
+    assert not (tmp_path / "other").exists()
+
+
 def test_single_precision_survives_and_paths_may_be_relative(tmp_path, monkeypatch):
     checkpoint(tmp_path, torch.float32)
     monkeypatch.chdir(tmp_path)
     done = convert("made.model", "models/bundle", consent=True)
     assert done.folder == tmp_path / "models" / "bundle"
     assert done.force_difference < 1e-9
-    assert next(load(str(done.folder)).module.parameters()).dtype == torch.float32
+    weights = safetensors.torch.load_file(done.folder / WEIGHTS)
+    assert {w.dtype for w in weights.values() if w.is_floating_point()} == {torch.float32}
 
 
 def test_what_is_no_mace_is_said(tmp_path):

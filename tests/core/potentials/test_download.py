@@ -118,6 +118,28 @@ def test_a_published_model_is_fetched_converted_and_used_by_its_name(server, tmp
         mace_zoo.get("mace-mp:tiny", consent=True)
 
 
+def test_a_fetched_file_that_is_no_model_is_not_kept(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("FLYWISE_HOME", str(tmp_path / "home"))
+    with pytest.raises(ModelError, match="could not be converted"):
+        mace_zoo.get("mace-mp:small", consent=True, url=server.url)
+    server.data = checkpoint(tmp_path, torch.float32).read_bytes()
+    mace_zoo.get("mace-mp:small", consent=True, url=server.url)
+    assert load("mace-mp:small").elements == (1, 6, 8)
+
+
+def test_what_is_there_with_another_checksum_is_fetched_anew(server, tmp_path):
+    target = tmp_path / "some.model"
+    target.write_bytes(b"left over")
+    assert fetch(server.url, target, sha256=hashlib.sha256(DATA).hexdigest()) == target
+    assert target.read_bytes() == DATA
+
+
+def test_names_that_cannot_be_used_say_why():
+    for name in ("mace-omol:extra_large", "mace-polar:polar-1-s"):
+        with pytest.raises(ModelError, match="cannot be used: "):
+            mace_zoo.get(name, consent=True)
+
+
 def test_all_names_have_a_licence():
     known = mace_zoo.foundations()
     assert UNGUARDED not in os.environ

@@ -56,7 +56,79 @@ def test_a_run_that_is_interrupted_ends_where_an_uninterrupted_one_does(labels, 
     torch.testing.assert_close(resumed.averaged_theta(), straight.averaged_theta())
 
 
+def test_an_epoch_cut_short_is_done_again_as_a_whole(labels, tmp_path):
+    straight, _ = make(labels, epochs=4)
+    list(straight.epochs())
+    broken, _ = make(labels, epochs=4)
+    step = broken._step
+
+    def cut(indices):
+        if broken.steps == 7:  # three in an epoch
+            raise KeyboardInterrupt
+        return step(indices)
+
+    broken._step = cut
+    with pytest.raises(KeyboardInterrupt):
+        list(broken.epochs())
+    broken.save(tmp_path / "c.pt")
+    resumed, _ = make(labels, epochs=4)
+    resumed.load(tmp_path / "c.pt")
+    assert [p.epoch for p in resumed.epochs()] == [3, 4]
+    assert torch.equal(resumed.potential.get_theta(), straight.potential.get_theta())
+
+
 def test_time_bounds_a_run(labels):
     trainer, _ = make(labels, epochs=10_000, max_seconds=0.3)
     list(trainer.epochs())
     assert 0.3 <= trainer.seconds < 3
+
+
+def test_the_average_is_the_recursion_of_the_weights_passed(labels):
+    trainer, data = make(labels, epochs=2)
+    expected, passed = trainer.moves.state()[0].clone(), []
+    step = trainer._step
+    trainer._step = lambda indices: (
+        step(indices),
+        passed.append(trainer.moves.state()[0].clone()),
+    )[0]
+    list(trainer.epochs())
+    for k, weight in enumerate(passed, 1):
+        decay = min(0.9, (1 + k) / (10 + k))
+        expected = decay * expected + (1 - decay) * weight
+    assert len(passed) == 6
+    torch.testing.assert_close(trainer.average[0], expected)
+
+
+def test_weights_without_a_gradient_stay_where_they_are(labels):
+    """No decay towards zero, which is away from the foundation."""
+    trainer, _ = make(labels, epochs=3)
+    before = trainer.potential.get_theta()
+    trainer.loss = Loss(energy=0.0, force=0.0)
+    list(trainer.epochs())
+    assert torch.equal(trainer.potential.get_theta(), before)
+
+
+def test_gradients_are_clipped_together(labels):
+    trainer, _ = make(labels, epochs=1, clip=1e-3)
+    seen = []
+    trainer.optimizer.register_step_pre_hook(
+        lambda *_: seen.append(torch.stack([p.grad.norm() for p in trainer.moves.free]).norm())
+    )
+    list(trainer.epochs())
+    assert len(seen) == 3 and max(seen) <= 1e-3 * (1 + 1e-5) and min(seen) > 0.9e-3
+
+
+def test_without_better_validation_it_ends_and_the_best_weights_come_back(labels):
+    """The validation labels are what the start predicts: every step away from it is worse."""
+    potential = LennardJones()
+    start = potential.predict(labels.structures[:4])
+    kept = LabelSet(labels.structures[:4], start.energies, start.forces)
+    settings = TrainerSettings(epochs=50, batch_size=4, learning_rate=0.03, ema=0.0, patience=3)
+    trainer = Trainer(
+        potential, Dataset(potential, labels), settings, loss=Loss(),
+        rng=np.random.default_rng(1), validation=Dataset(potential, kept),
+    )  # fmt: skip
+    seen = [potential.get_theta() for _ in trainer.epochs()]
+    best = int(np.argmin([p.validation for p in trainer.history]))
+    assert len(seen) == best + 1 + 3 < 50
+    torch.testing.assert_close(trainer.result(), seen[best])
