@@ -36,6 +36,8 @@ def notices(before: Glance, after: Glance) -> list[Notice]:
         for q in now.queue
         if q.status == "failed" and q.id not in failed
     ]
+    if now.updates_refused > was.updates_refused:
+        found.append(Notice("warning", _refused(before, after)))
     said = wording.status(after)
     stopped = after.orphaned or after.stuck is not None or now.phase == "failed"
     if stopped and said.word != wording.status(before).word:
@@ -46,6 +48,17 @@ def notices(before: Glance, after: Glance) -> list[Notice]:
         if now.phase == "paused" and now.paused and not now.paused.startswith("Paused by"):
             found.append(Notice("warning", f"Paused. {now.paused}"))
     return found
+
+
+def _refused(before: Glance, after: Glance) -> str:
+    """Return what became of new weights that the canary did not let in, and of bad labels."""
+    known = {q.id for q in before.state.queue if q.status == "withdrawn"}
+    aside = [q for q in after.state.queue if q.status == "withdrawn" and q.id not in known]
+    text = "New weights were refused; the simulation goes on with the former ones."
+    if aside:
+        steps = ", ".join(wording.count(q.step) for q in aside)
+        text += f" The label of step {steps} contradicts what is known and was set aside."
+    return text
 
 
 def tab_name(glance: Glance, title: str) -> str:

@@ -33,9 +33,13 @@ CHOSEN = (
     "{chosen:,} of the molecules were chosen, out of random ones, by how little an earlier model "
     "knew of their atoms."
 )
+REHEARSED = (
+    "Of the frames {rehearsed:,} carried what the earlier model predicts, not labels: molecules "
+    "like those it had learned, rehearsed so that they are not forgotten."
+)
 TINY = (
-    "{tiny} are molecules of up to four atoms, water and its clusters among them, that are like no "
-    "others."
+    "{tiny} of the molecules have up to four atoms and are like no others, such as water (in "
+    "clusters too), CO, O3 and H2."
 )
 EARLIER = (
     "Started from the weights of an earlier run: {frames:,} frames of {molecules:,} molecules, "
@@ -69,8 +73,8 @@ def card(potential: MacePotential, about: dict[str, Any]) -> str:
     """Return the model card of `potential`; `about` is what its bundle says of itself."""
     training = about["training"]
     elements = ", ".join(chemical_symbols[z] for z in potential.elements)
-    words = {"chosen": CHOSEN, "tiny": TINY}
-    special = " ".join(text.format(**training) for key, text in words.items() if training.get(key))
+    words = {"rehearsed": REHEARSED, "chosen": CHOSEN, "tiny": TINY}
+    special = "\n".join(text.format(**training) for key, text in words.items() if training.get(key))
     filled = MODEL.format(
         parameters=potential.n_parameters, irreps=potential.config["hidden_irreps"],
         cutoff=potential.cutoff, elements=elements,

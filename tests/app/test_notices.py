@@ -14,6 +14,12 @@ def now(**given):
 FAILED = {"queue": (query(status="failed", failure="did not converge"),)}
 
 
+REFUSED = {
+    "updates_refused": 1,
+    "queue": (query(status="withdrawn", failure="set aside: it contradicts the others"),),
+}
+
+
 @pytest.mark.parametrize(
     ("before", "after", "told"),
     [
@@ -22,6 +28,8 @@ FAILED = {"queue": (query(status="failed", failure="did not converge"),)}
         ({"trusted": True}, {"trusted": True}, []),
         ({}, FAILED, ["warning No label for step 120: did not converge"]),
         (FAILED, FAILED, []),
+        ({}, REFUSED, ["warning New weights were refused; the simulation goes on with the former"]),
+        (REFUSED, REFUSED, []),
         ({}, {"step": 5000}, ["success All 5\u202f000 steps are done"]),
         ({}, {"stopped": True}, []),
         ({}, {"paused": "Paused by Ada."}, []),
@@ -35,6 +43,13 @@ def test_only_what_matters_is_told(before, after, told):
     found = [f"{n.tone} {n.text}" for n in notices(now(**before), now(**after))]
     assert len(found) == len(told)
     assert all(text.startswith(wanted) for text, wanted in zip(found, told, strict=True))
+
+
+def test_a_label_that_was_set_aside_is_named():
+    (notice,) = notices(now(), now(**REFUSED))
+    assert notice.text.endswith(
+        "The label of step 120 contradicts what is known and was set aside."
+    )
 
 
 def test_the_tab_says_when_a_person_is_needed():
