@@ -10,12 +10,13 @@ from core.potentials.mace import MacePotential
 
 MODEL = """
 A MACE with {parameters:,} parameters ({irreps}, two layers, cutoff {cutoff} Å) and a screened
-nuclear repulsion of every pair, for {elements}; made by `assets/foundation` from nothing but SMILES
-and GFN1-xTB.
+nuclear repulsion of every pair, for {elements};
+made by `assets/foundation` from nothing but SMILES and GFN1-xTB.
 
-Trained on {frames:,} GFN1-xTB frames of {molecules:,} molecules and dimers: near equilibrium, MD at
+Trained on {labelled:,} GFN1-xTB frames of molecules and dimers: near equilibrium, MD at
 300-4,000 K, stretched, compressed and torn bonds, atoms handed over, contacts, every pair of
-elements pressed together. {special}
+elements pressed together. {molecules:,} molecules in all.
+{special}
 {epochs} epochs, {minutes} minutes ({machine}), seed {seed}, {date}.
 {earlier}
 
@@ -34,15 +35,15 @@ CHOSEN = (
     "knew of their atoms."
 )
 REHEARSED = (
-    "Of the frames {rehearsed:,} carried what the earlier model predicts, not labels: molecules "
-    "like those it had learned, rehearsed so that they are not forgotten."
+    "Besides, {rehearsed:,} frames that carried what the earlier model predicts, of molecules like "
+    "those it\nhad learned: rehearsed, so that they are not forgotten."
 )
 TINY = (
-    "{tiny} of the molecules have up to four atoms and are like no others, such as water (in "
-    "clusters too), CO, O3 and H2."
+    "{tiny} of the molecules have up to four atoms and are like no others: water (in clusters "
+    "too), CO, O3, H2."
 )
 EARLIER = (
-    "Started from the weights of an earlier run: {frames:,} frames of {molecules:,} molecules, "
+    "Started from the weights of an earlier run: {frames:,} frames of {molecules:,} molecules,\n"
     "{epochs} epochs, {minutes} minutes."
 )
 COLUMNS = (
@@ -78,6 +79,7 @@ def card(potential: MacePotential, about: dict[str, Any]) -> str:
     filled = MODEL.format(
         parameters=potential.n_parameters, irreps=potential.config["hidden_irreps"],
         cutoff=potential.cutoff, elements=elements,
+        labelled=training["frames"] - training.get("rehearsed", 0),
         **training | {"special": special, "earlier": "\n".join(_earlier(training))},
     )  # fmt: skip
     lines = [f"# {about['title']}", *filled.splitlines(), "", *COLUMNS]
