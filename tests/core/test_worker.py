@@ -77,16 +77,18 @@ def check_nothing_lost(directory: Path) -> None:
 @pytest.mark.parametrize("where", ["potential.model", "labelling.reference"])
 def test_a_pickled_model_ends_the_campaign_unopened(tmp_path, argon, where):
     file, ran = tmp_path / "evil.model", tmp_path / "ran"
-    file.write_bytes(pickle.dumps(Program(f"open({str(ran)!r}, 'w')")))
+    file.write_bytes(pickle.dumps(Program(f"import pathlib; pathlib.Path({str(ran)!r}).touch()")))
     name = str(file) if where == "potential.model" else f"teacher:{file}"
     directory = tmp_path / "campaign"
     worker.prepare(directory, argon(tmp_path).with_value(where, name))
     Commander(directory).post(ev.Start(who="Ada"))
     handle = WorkerHandle(directory)
     handle.start()
-    state = wait(directory, lambda s: s.phase == "failed")
-    assert "runs whatever program" in state.failure
-    handle.kill()
+    try:
+        state = wait(directory, lambda s: s.phase == "failed")
+    finally:
+        handle.kill()
+    assert "pickles, which run code when opened, so it was not opened" in state.failure
     assert not ran.exists()
     pickle.loads(file.read_bytes())
     assert ran.exists(), "it would have, had anybody opened it"
