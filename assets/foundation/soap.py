@@ -143,8 +143,12 @@ class _Stack:
 
 
 def _scaled(mean: torch.Tensor, square: torch.Tensor, sizes: tuple[float, float]) -> torch.Tensor:
-    """Return Adam's direction; `sizes` undo that the moments begin at zero."""
-    return (mean / sizes[0]) / ((square / sizes[1]).sqrt() + EPSILON)
+    """Return Adam's direction; `sizes` undo that the moments begin at zero.
+
+    No component is beyond one: where gradients are degenerate, a turned basis may pair a mean with
+    the square of another direction, of rounding errors only.
+    """
+    return ((mean / sizes[0]) / ((square / sizes[1]).sqrt() + EPSILON)).clamp(-1, 1)
 
 
 def _eigenbasis(matrix: torch.Tensor) -> torch.Tensor:

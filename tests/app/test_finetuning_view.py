@@ -106,12 +106,12 @@ def test_one_that_fails_says_why(molecule):
 def test_one_that_is_stopped_goes_on_after_its_last_epoch(molecule):
     campaign, warned = app_state.campaign(molecule), []
     seat = Seat(campaign, Lease(), warned.append)
-    seat.identify("t" * 32)
     view = Finetuning(campaign, seat)
-    study.start(molecule, "naive", steps=60, model="bundled")
+    study.start(molecule, "naive", steps=150, model="bundled")
     end = time.monotonic() + 120
     while len(study.studies(molecule)[-1].epochs) < 2 and time.monotonic() < end:
         time.sleep(0.05)
+    seat.identify("t" * 32)
     view._looked = 0.0
     view.update(campaign.glance())
     assert "left at most" in view._text.object and view._go.label == "Stop"
@@ -121,6 +121,7 @@ def test_one_that_is_stopped_goes_on_after_its_last_epoch(molecule):
     view.update(campaign.glance())
     stopped = study.studies(molecule)[-1]
     assert stopped.status == "stopped" and view._on.visible and "can go on" in view._text.object
+    seat.tick()
     view._act(view._go_on)
     assert study.studies(molecule)[-1].status == "running"
     with pytest.raises(InputError, match="Only a fine-tuning that was stopped"):

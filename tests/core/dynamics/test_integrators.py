@@ -91,14 +91,17 @@ def test_the_error_of_constant_energy_is_of_second_order_in_the_time_step():
 )
 def test_thermostats_sample_the_canonical_ensemble(ensemble, structure, tolerance):
     field = lattice if structure is CRYSTAL else springs
-    md = simulation(ensemble, structure, field(structure), timestep_fs=1.0, friction_per_fs=0.05)
-    md.run(500)
     kinetic, potential = [], []
-    for _ in range(6000):
-        md.run(4)
-        kinetic.append(md.temperature_K)
-        virial = -float((md.forces * (md.positions - START)).sum()) / 2
-        potential.append(virial if structure is CRYSTAL else md.energy)
+    for seed in (1, 2, 3):
+        md = simulation(
+            ensemble, structure, field(structure), seed, timestep_fs=1.0, friction_per_fs=0.05
+        )
+        md.run(500)
+        for _ in range(2000):
+            md.run(4)
+            kinetic.append(md.temperature_K)
+            virial = -float((md.forces * (md.positions - START)).sum()) / 2
+            potential.append(virial if structure is CRYSTAL else md.energy)
     vibrations = 12 if structure is CRYSTAL else 9
     assert np.mean(kinetic) == pytest.approx(300, rel=0.03)
     assert np.var(kinetic) == pytest.approx(2 * 300**2 / md.degrees_of_freedom, rel=tolerance)
