@@ -103,7 +103,7 @@ class Finetuning(pn.viewable.Viewer):
             color="primary", disable_elevation=True, on_click=lambda _: self._act(self._begin),
         )  # fmt: skip
         self._on = pmui.Button(
-            label="Go on", icon="resume", variant="outlined", size="small", margin=0,
+            label="Go on", icon="play_arrow", variant="outlined", size="small", margin=0,
             visible=False, on_click=lambda _: self._act(self._go_on),
         )  # fmt: skip
         self._runs = Rows(
