@@ -23,8 +23,8 @@ from core.campaign import study
 from core.campaign.study import Study
 from core.errors import FlywiseError
 
-LOOK_S = 1.0
-"""Seconds between two looks at the folders."""
+LOOK_S, LOOK_BESIDE_S = 1.0, 10.0
+"""Seconds between two looks at the fine-tunings, and at the campaigns beside this one."""
 STRATEGIES = {
     "naive": ("All weights", "Most accurate on one system; forgets the others."),
     "freeze-products": ("Products and readouts", "Elements and messages stay as they are."),
@@ -85,7 +85,7 @@ class Finetuning(pn.viewable.Viewer):
         super().__init__()
         self._campaign, self._seat = campaign, seat
         self._studies: list[Study] = []
-        self._looked = 0.0
+        self._looked = self._looked_beside = 0.0
         self._shown: Any = None
         self._palette = theme.LIGHT
         self._strategy = pmui.Select(
@@ -98,6 +98,10 @@ class Finetuning(pn.viewable.Viewer):
             sizing_mode="stretch_width",
         )  # fmt: skip
         self._advice = _text("")
+        self._others = pmui.MultiChoice(
+            label="Labels of other campaigns too", options={}, margin=0,
+            sizing_mode="stretch_width", visible=False,
+        )  # fmt: skip
         self._go = pmui.Button(
             label="Fine-tune", icon="play_arrow", variant="contained", size="small", margin=0,
             color="primary", disable_elevation=True, on_click=lambda _: self._act(self._begin),
@@ -126,8 +130,8 @@ class Finetuning(pn.viewable.Viewer):
         self._table = _text("")
         self._layout = pn.Column(
             pn.Column(
-                self._strategy, self._steps, self._advice, self._go, self._on, self._runs,
-                margin=0, css_classes=["ask"], stylesheets=[_ASK_CSS],
+                self._strategy, self._advice, self._steps, self._others, self._go, self._on,
+                self._runs, margin=0, css_classes=["ask"], stylesheets=[_ASK_CSS],
             ),
             pn.Column(
                 self._text, self._plots, self._table,
@@ -145,6 +149,9 @@ class Finetuning(pn.viewable.Viewer):
         if glance.at - self._looked >= LOOK_S:
             self._looked = glance.at
             self._studies = study.studies(self._campaign.directory)
+        if glance.at - self._looked_beside >= LOOK_BESIDE_S:
+            self._looked_beside = glance.at
+            self._look_beside()
         running = any(s.status == "running" for s in self._studies)
         learned = glance.state.counts["trained"]
         enough = learned >= study.LEAST
@@ -163,6 +170,13 @@ class Finetuning(pn.viewable.Viewer):
             empty="" if enough else f"{study.LEAST} labels have to be learned first.",
         )
         self._show()
+
+    def _look_beside(self) -> None:
+        found = study.sources(self._campaign.directory)
+        options = {f"{d.name}, {n} label{'s' * (n > 1)}": d for d, n in found.items()}
+        if options != self._others.options:
+            kept = [d for d in self._others.value or () if d in found]
+            self._others.param.update(options=options, value=kept, visible=bool(options))
 
     def _advise(self) -> None:
         self._advice.object = f"<p>{STRATEGIES[self._strategy.value][1]}</p>"
@@ -186,6 +200,7 @@ class Finetuning(pn.viewable.Viewer):
         self._runs.chosen = study.start(
             self._campaign.directory, self._strategy.value, steps=self._steps.value,
             model=self._campaign.glance().state.settings.potential.model,
+            others=self._others.value or (),
         )  # fmt: skip
 
     def _go_on(self) -> None:

@@ -13,15 +13,16 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from core.campaign import extxyz
+from core.campaign import extxyz, store
 from core.campaign.reader import CampaignReader
-from core.errors import InputError
+from core.errors import CampaignError, InputError
 
 FOLDER = "finetuned"
 ORDER, PROGRESS, ERROR, RECEIPT = "order.json", "progress.jsonl", "error.txt", "receipt.json"
@@ -63,8 +64,36 @@ class Study:
         return done["seconds"] / done["epoch"] * (self.epochs_total - done["epoch"])
 
 
-def start(directory: Path, strategy: str, *, steps: int, model: str, seed: int = 1) -> int:
+def sources(directory: Path) -> dict[Path, int]:
+    """Return the campaigns beside this one whose labels could be learned too, and how many.
+
+    These are at the same level of theory.
+    """
+    with CampaignReader(directory) as reader:
+        level = reader.fingerprint
+    found = {}
+    for other in sorted(directory.parent.iterdir()):
+        if other == directory or not (other / store.DATABASE).is_file():
+            continue
+        try:
+            with CampaignReader(other) as reader:
+                rows = [row for row in reader.labels() if row.learned is not None]
+        except CampaignError:
+            continue
+        if rows and {row.fingerprint for row in rows} == {level}:
+            found[other] = len(rows)
+    return found
+
+
+def start(
+    directory: Path, strategy: str, *, steps: int, model: str, seed: int = 1,
+    others: Sequence[Path] = (),
+) -> int:  # fmt: skip
     """Begin a fine-tuning of `model` on the labels there are; return its number.
+
+    Args:
+        others: campaigns whose labels are learned too; labels are held out of this one only, so
+            that tries on more labels compare with those on fewer.
 
     Raises:
         InputError: too few labels, or one under way.
@@ -73,15 +102,14 @@ def start(directory: Path, strategy: str, *, steps: int, model: str, seed: int =
         raise InputError("A fine-tuning is under way already; wait for it or stop it.")
     number = 1 + max((s.number for s in studies(directory)), default=0)
     folder = directory / FOLDER / f"{number:03d}"
-    with CampaignReader(directory) as reader:
-        rows = [row for row in reader.labels() if row.learned is not None]
-        if len(rows) < LEAST:
-            raise InputError(f"{len(rows)} labels are learned; at least {LEAST} are needed.")
-        frames = [_text(reader, row) for row in rows]
-    held = EVERY if len(rows) >= LEAST_TO_HOLD_OUT else 0
-    folder.mkdir(parents=True)
+    frames = _learned(directory)
+    if len(frames) < LEAST:
+        raise InputError(f"{len(frames)} labels are learned; at least {LEAST} are needed.")
+    held = EVERY if len(frames) >= LEAST_TO_HOLD_OUT else 0
     test = [f for k, f in enumerate(frames) if held and k % held == held - 1]
     train = [f for k, f in enumerate(frames) if not held or k % held != held - 1]
+    train += [text for other in others for text in _learned(other)]
+    folder.mkdir(parents=True)
     extxyz.save(folder / TRAIN, train)
     if test:
         extxyz.save(folder / HELD_OUT, test)
@@ -93,6 +121,12 @@ def start(directory: Path, strategy: str, *, steps: int, model: str, seed: int =
     order["pid"] = _spawn(folder)
     (folder / ORDER).write_text(json.dumps(order))
     return number
+
+
+def _learned(directory: Path) -> list[str]:
+    """Return the labels that a campaign has learned, as extended XYZ."""
+    with CampaignReader(directory) as reader:
+        return [_text(reader, row) for row in reader.labels() if row.learned is not None]
 
 
 def _text(reader: CampaignReader, row: Any) -> str:

@@ -1,18 +1,24 @@
 """The commands as a person types them: figures, messages and exit codes."""
 
+import functools
+import http.server
+import io
 import json
 import subprocess
 import sys
+import threading
 
 import ase.io
 import numpy as np
 import pytest
+import torch
 from ase.build import molecule
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from app import __main__ as command_line
 from core.reference import make as make_reference
 from core.structures import Structure, from_atoms
+from tests.core.potentials.test_convert import checkpoint
 
 SETTINGS = """
 [structure]
@@ -199,6 +205,60 @@ def test_wrong_usage_is_explained(flywise, words, code, message):
 def test_models_are_listed(flywise):
     code, out, _ = flywise("models", "--json")
     assert code == 0 and "bundled" in json.loads(out)["models"]
+
+
+class Terminal(io.StringIO):
+    """A keyboard on which an answer was typed."""
+
+    def isatty(self):
+        return True
+
+
+@pytest.fixture
+def served(tmp_path):
+    """A folder that holds a checkpoint, and the address it can be fetched from."""
+    checkpoint(tmp_path, torch.float32)
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield tmp_path, f"http://127.0.0.1:{server.server_address[1]}/"
+        server.shutdown()
+
+
+def test_a_checkpoint_is_opened_only_after_a_person_agreed(flywise, served, monkeypatch):
+    (file,) = served[0].glob("*.model")
+    words = ("convert", str(file), str(served[0] / "bundle"))
+    code, _, err = flywise(*words)
+    assert code == 2 and "--yes" in err and not (served[0] / "bundle").exists()
+    monkeypatch.setattr(sys, "stdin", Terminal("n\n"))
+    code, out, err = flywise(*words)
+    assert code == 2 and "Go on? [y/N]" in out + err and not (served[0] / "bundle").exists()
+    monkeypatch.setattr(sys, "stdin", Terminal("y\n"))
+    code, out, _ = flywise(*words)
+    assert code == 0 and "structures differ by at most" in out
+    assert (served[0] / "bundle" / "model.safetensors").is_file()
+    code, out, _ = flywise("convert", str(file), str(served[0] / "again"), "--yes", "--json")
+    figures = json.loads(out)
+    assert code == 0 and figures["elements"] == ["H", "C", "O"]
+    assert figures["largest_force_difference_eV_per_A"] < 1e-4
+
+
+def test_a_published_model_is_fetched_once_its_licence_is_accepted(flywise, served, monkeypatch):
+    monkeypatch.setenv("FLYWISE_HOME", str(served[0] / "home"))
+    (file,) = served[0].glob("*.model")
+    words = ("download", "mace-off:small", "--url", served[1] + file.name)
+    code, _, err = flywise(*words)
+    assert code == 2 and "Academic Software License" in err and "--yes" in err
+    monkeypatch.setattr(sys, "stdin", Terminal("n\n"))
+    code, out, err = flywise(*words)
+    assert code == 2 and "Accept both? [y/N]" in out + err
+    monkeypatch.setattr(sys, "stdin", Terminal("y\n"))
+    code, out, err = flywise(*words)
+    assert code == 0 and 'model = "mace-off:small"' in out and " MB" in err
+    code, out, _ = flywise("models", "--json")
+    assert code == 0 and "mace-off:small" in json.loads(out)["models"]
+    code, _, err = flywise("download", "mace-off:tiny")
+    assert code == 2 and "accepted: mace-mp:small" in err
 
 
 def test_the_help_needs_no_torch():

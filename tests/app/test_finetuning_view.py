@@ -132,6 +132,39 @@ def test_one_that_is_stopped_goes_on_after_its_last_epoch(molecule):
     assert [e["epoch"] for e in ended.epochs] == list(range(1, ended.epochs_total + 1))
 
 
+def test_labels_of_campaigns_at_the_same_level_are_learned_too(molecule):
+    for name, level in (("ammonia", "gfn2-xtb"), ("water", "gfn1-xtb")):
+        given = settings.from_dict(
+            {
+                "structure": {"name": {"ammonia": "NH3", "water": "H2O"}[name]},
+                "dynamics": {"steps": 30}, "labelling": {"reference": level},
+                "trust": {"initial_labels": 3, "initial_stride": 10},
+                "posterior": {"iterations": 1, "members": 4},
+            }
+        )  # fmt: skip
+        app_state.create(molecule.parent / name, given)
+        worker.run_inline(molecule.parent / name)
+    (molecule.parent / "notes").mkdir()
+    beside = study.sources(molecule)
+    assert list(beside) == [molecule.parent / "ammonia"] and beside[molecule.parent / "ammonia"] > 2
+    campaign = app_state.campaign(molecule)
+    seat = Seat(campaign, Lease(), print)
+    view = Finetuning(campaign, seat)
+    view.update(campaign.glance())
+    assert view._others.visible and list(view._others.options.values()) == list(beside)
+    seat.identify("u" * 32)
+    view._others.value = list(beside)
+    view._strategy.value, view._steps.options = "freeze-readouts", {"Few": 6}
+    view._steps.value = 6
+    view._act(view._begin)
+    wait_for_the_end(molecule)
+    ended = study.studies(molecule)[-1]
+    assert ended.status == "done", ended.problem
+    assert ended.receipt["labels"]["compositions"] == ["CH4", "H3N"]
+    own = len(study._learned(molecule))
+    assert ended.n_labels == own + sum(beside.values())
+
+
 def test_labels_have_to_be_there(tmp_path, argon):
     with pytest.raises(InputError, match="0 labels are learned"):
         study.start(argon(), "naive", steps=5, model="bundled")

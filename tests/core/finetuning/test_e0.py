@@ -74,3 +74,26 @@ def test_computed_atoms_are_taken_as_they_are():
     assert found.after == pytest.approx(0) and not found.is_deficient
     with pytest.raises(InputError, match="missing for C"):
         e0.isolated(OLD, atoms, structures("CH4"), np.zeros(1))
+
+
+def test_a_wrong_zero_is_told_with_its_size_and_what_to_do():
+    given = structures("H2O", "CH3OH")
+    found = e0.kept(OLD, given, residuals(given) + 9.0)
+    assert found.how == "foundation" and (found.energies == OLD.energies).all()
+    (said,) = e0.warnings(found)
+    left = 1e3 * np.mean(np.abs(residuals(given) + 9.0) / [3, 6])
+    assert f"differ by {left:.0f} meV/atom" in said and "above 500" in said
+    assert "Check the unit" in said and "estimated" in said
+
+
+def test_a_small_error_is_no_warning_and_one_composition_says_what_holds():
+    given = structures("CH3CH2OH")
+    (said,) = e0.warnings(e0.estimated(OLD, given, residuals(given)))
+    assert "1 independent composition of 3 elements" in said and "forces hold for all" in said
+    fixed = structures("CH4", "H2O", "NH3", "CH3OH")
+    assert e0.warnings(e0.estimated(OLD, fixed, residuals(fixed))) == []
+
+
+def test_no_label_leaves_the_foundations_energies():
+    assert np.isnan(OLD.before) and OLD.rank == 0 and not OLD.is_mismatched
+    assert e0.warnings(OLD) == []

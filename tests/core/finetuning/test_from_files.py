@@ -73,6 +73,48 @@ def test_a_rehearsed_model_keeps_both_heads_in_its_bundle(order, tmp_path, pretr
     assert np.isfinite(found.energies).all() and receipt.labels["rehearsed"] > 0
 
 
+def test_pseudolabels_are_the_foundations_own_predictions(order, tmp_path):
+    """Whatever labels the given frames carry, they are rehearsed as the foundation has them."""
+    wrong = labelled(small_mace(3), frames(["CH4", "H2O", "HCN", "NH3"], 40, seed=1))
+    own = write(tmp_path / "own.extxyz", wrong, ("another",))
+    found = {
+        name: finetune(replace(order, out=tmp_path / name, strategy=name, rehearsal=own))
+        for name in ("replay", "pseudolabel-replay")
+    }
+    before = {name: receipt.errors["foundation's own"][0] for name, receipt in found.items()}
+    assert before["replay"].force > 0.05, "the file's labels are another model's"
+    assert before["pseudolabel-replay"].force == pytest.approx(0, abs=1e-9)
+    assert found["pseudolabel-replay"].labels["rehearsed"] == 35
+    assert load(str(tmp_path / "pseudolabel-replay")).heads == (FOUNDATION, TARGET)
+
+
+def test_atoms_computed_with_the_reference_go_into_the_bundle(order, labels, tmp_path):
+    """Labels of another model: the receipt warns that the energies do not belong together."""
+    asked = replace(order, isolated="computed", reference="gfn2-xtb", out=tmp_path / "out")
+    receipt = finetune(asked)
+    tuned = load(str(tmp_path / "out"), dtype="float64")
+    shown = receipt.isolated["elements"]
+    assert receipt.isolated["how"] == "computed" and set(shown) == {"H", "C", "O"}
+    for symbol, z in (("H", 1), ("O", 8)):
+        at = tuned.elements.index(z)
+        assert tuned.isolated_energies[at] == pytest.approx(isolated_atom(z, "gfn2-xtb"))
+        assert shown[symbol]["energy_eV"] == pytest.approx(tuned.isolated_energies[at])
+    (warning,) = [n for n in receipt.notes if "do not mean the same energy" in n]
+    assert f"by {1e3 * receipt.isolated['after_eV_per_atom']:.0f} meV/atom" in warning
+
+
+def test_the_foundations_atoms_are_kept_if_asked_and_their_error_told(order, labels, tmp_path):
+    shifted = replace(labels, energies=labels.energies + 9 * 0.8)
+    train = write(tmp_path / "train.extxyz", shifted)
+    kept = finetune(replace(order, train=train, isolated="foundation", out=tmp_path / "kept"))
+    tuned = load(str(tmp_path / "kept"), dtype="float64")
+    assert tuned.isolated_energies == pytest.approx(small_mace(1).isolated_energies)
+    assert any("as the foundation has them" in note for note in kept.notes)
+    fitted = finetune(replace(order, train=train, out=tmp_path / "fitted"))
+    assert not any("do not mean the same energy" in note for note in fitted.notes)
+    assert fitted.errors["trained"][1].energy < 0.1 * kept.errors["trained"][1].energy
+
+
 def test_an_interrupted_run_goes_on_and_ends_the_same(order, tmp_path):
     whole = finetune(replace(order, out=tmp_path / "whole"))
     cut = replace(order, out=tmp_path / "cut")
