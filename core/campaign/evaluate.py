@@ -169,8 +169,17 @@ def recommend(found: dict[str, list[Finding]]) -> tuple[str | None, str]:
             f"{sharpest} is more accurate there ({1e3 * force(sharpest):.0f}) but does worse in "
             f"{', '.join(worse)}; take it only for the systems of the labels"
         )
-    if any(f.name == "memory" and f.verdict == "bad" for f in found[best]):
+    forgot = {
+        name for name in fit if any(f.name == "memory" and f.verdict == "bad" for f in found[name])
+    }
+    if best in forgot:
         reasons.append("it has forgotten the pretraining: do not use it on other systems")
+        if set(fit) - forgot:
+            keeper = min(set(fit) - forgot, key=lambda name: (doubts(name), force(name)))
+            reasons.append(
+                f"{keeper} has not, and is off by {1e3 * force(keeper):.0f} meV/Å: take it where "
+                "other systems are met"
+            )
     if listed:
         reasons.append(listed)
     return best, "; ".join(reasons) + "."

@@ -126,6 +126,23 @@ def test_distances_of_another_size_are_found():
     assert few.verdict == "unknown" and "too few" in few.said
 
 
+def test_a_model_whose_atoms_are_too_large_is_found_by_its_simulation():
+    def simulated(potential, seed):
+        start, _, _ = minima.relaxed(potential.evaluator(cluster()), cluster())
+        _, frames = stability.stability(
+            potential, start, picoseconds=1.0, seed=seed, temperatures=(0.5,)
+        )
+        return frames
+
+    sound = LennardJones()
+    given = simulated(sound, 2)
+    found = sound.predict(given)
+    given = LabelSet(tuple(given), found.energies, found.forces)
+    assert stability.distributions(simulated(sound, 1), given).verdict == "good"
+    swollen = stability.distributions(simulated(LennardJones(sigma=3.8), 1), given)
+    assert swollen.verdict == "bad" and "Ar-Ar" in swollen.said
+
+
 def test_frequencies_are_those_of_two_masses_on_a_spring():
     def spring(positions):
         apart = positions[1] - positions[0]
@@ -219,3 +236,6 @@ def test_the_recommendation_weighs_physics_before_accuracy():
     forgot = [finding("accuracy", "good", 0.02), finding("memory", "bad")]
     best, why = recommend({"first": [finding("accuracy", "doubtful", 0.2)], "tuned": forgot})
     assert best == "tuned" and "forgotten" in why
+    kept = [finding("accuracy", "doubtful", 0.06), finding("memory", "good")]
+    best, why = recommend({"naive": forgot, "replay": kept})
+    assert best == "naive" and "replay has not, and is off by 60 meV/Å" in why
