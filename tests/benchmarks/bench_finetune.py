@@ -14,9 +14,6 @@ another `--only`. Cells are kept; delete one under `results/finetune` to measure
 from __future__ import annotations
 
 import argparse
-import os
-import subprocess
-import sys
 import tempfile
 import time
 from functools import partial
@@ -24,10 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import peer
 import psutil
 import torch
 from common import RESULTS, cell, context, machine, table
-from fixed_data import SPICE, TESTS, drawn, ethanol, foundation, gfn2, three_bpa, write
+from fixed_data import TESTS, drawn, ethanol, foundation, gfn2, three_bpa
+from peer import BATCH, EPOCHS
 
 from core.campaign.finetune import isolated_energies
 from core.campaign.pretraining import brought, predicted
@@ -41,7 +40,7 @@ from core.potentials.mace import MacePotential
 
 IMPORTED_S = time.time() - psutil.Process().create_time()
 """Seconds from the start of this process to here, with everything imported."""
-DTYPE, BATCH, EPOCHS = "float64", 5, 40
+DTYPE = "float64"
 LABELS, SEEDS, CURVE = 50, (1, 2), (10, 20, 50, 100, 200, 500)
 CURVES = ("naive", "lora", "replay")
 WRONG_E0 = "naive-e0-kept"
@@ -119,38 +118,21 @@ def ours(system: str, name: str, n: int, seed: int, folder: Path) -> dict[str, A
 def theirs(system: str, name: str, n: int, seed: int, folder: Path) -> dict[str, Any]:
     """Fine-tune by mace_run_train with the options that amount to a strategy."""
     train, test = data(system, n, seed)
-    start = foundation(SYSTEMS[system][2], folder, DTYPE)
+    source = SYSTEMS[system][2]
+    start = foundation(source, folder, DTYPE)
     order = np.random.default_rng(seed).permutation(len(train))
     n_valid = round(0.1 * n)
-    published = strategy(name).training
     with tempfile.TemporaryDirectory() as work:
         place = Path(work)
-        write(place / "train.xyz", subset(train, order[n_valid:]))
-        write(place / "valid.xyz", subset(train, order[:n_valid]))
-        options: dict[str, Any] = {
-            "name": "peer", "train_file": "train.xyz", "valid_file": "valid.xyz",
-            "foundation_model": SPICE, "multiheads_finetuning": False, "E0s": "estimated",
-            "lr": published.learning_rate, "ema_decay": published.ema,
-            "clip_grad": published.clip, "weight_decay": 0.0, "batch_size": BATCH,
-            "valid_batch_size": 10, "max_num_epochs": EPOCHS, "default_dtype": DTYPE,
-            "device": "cpu", "seed": seed, "energy_weight": 1.0, "forces_weight": 10.0,
-            "energy_key": "REF_energy", "forces_key": "REF_forces", "eval_interval": 1,
-            **PEER[name],
-        }  # fmt: skip
-        if name == "replay":
-            rehearsed = predicted(start, None)
-            assert rehearsed is not None
-            write(place / "replay.xyz", rehearsed)
-            options |= {"pt_train_file": "replay.xyz", "force_mh_ft_lr": True}
-        words = [f"--{key}={value}" for key, value in options.items()]
-        run = [sys.executable, "-m", "mace.cli.run_train", *words, "--ema", "--amsgrad"]
-        environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-        began = time.perf_counter()
-        done = subprocess.run(run, cwd=place, env=environment, capture_output=True, text=True)
-        seconds = time.perf_counter() - began
-        made = place / "peer.model"
-        if done.returncode or not made.exists():
-            return {"failed": (done.stderr or done.stdout).strip()[-1500:]}
+        try:
+            seconds, made = peer.run_train(
+                peer.checkpoint(source, start, place),
+                subset(train, order[n_valid:]), subset(train, order[:n_valid]), place,
+                name=name, seed=seed, dtype=DTYPE, options=PEER[name],
+                rehearsed=predicted(start, None) if name == "replay" else None,
+            )  # fmt: skip
+        except peer.PeerError as error:
+            return {"failed": str(error)}
         convert(made, place / "bundle", consent=True)
         tuned = load(str(place / "bundle"), dtype=DTYPE)
         if name == "replay":

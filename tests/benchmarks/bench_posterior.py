@@ -6,8 +6,9 @@ Ethanol at PBE from a SPICE model and from the bundled one; 3BPA trained at 300 
 to 1,200 K; ethanol at GFN2-xTB from the bundled GFN1-xTB model, trained at 300 K and tested there
 and at two and three times that. The energy's constant is the mean over the labels, for all of them.
 σ is the posterior's own, before any calibration. "distance" is no posterior: it ranks by the
-distance from the labels in the foundation's features. Cells are kept; delete one under
-`results/posterior` to measure it again.
+distance from the labels in the foundation's features. "mace_run_train" is the peer's own training
+from the same foundation on the same labels, and "mace committee" five of them with other seeds in
+one MACECalculator. Cells are kept; delete one under `results/posterior` to measure it again.
 """
 
 from __future__ import annotations
@@ -19,16 +20,20 @@ from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import fixed_data
 import numpy as np
+import peer
 import torch
 from common import RESULTS, cell, context, machine, table
 
 from core.acquisition.coverage import Coverage
 from core.contracts import LabelSet, Spread
+from core.finetuning.tuning import subset
 from core.posterior import make
+from core.potentials import load
+from core.potentials.convert import convert
 from core.potentials.mace import MacePotential
 from core.settings import Noise, PosteriorSettings
 from core.uncertainty import metrics, rank_correlation
@@ -49,6 +54,9 @@ POSTERIORS: dict[str, dict[str, Any]] = {
 }
 PUBLISHED = ("sghmc", "sghmc, frozen mass")
 """An hour a cell: one seed, and 20 labels only."""
+
+PEERS = {"mace_run_train": 1, "mace committee": 5}
+"""Trainings by mace_run_train, each on the labels less a tenth to validate with."""
 
 Make = Callable[[], LabelSet]
 SYSTEMS: dict[str, tuple[str, Make, dict[str, Make]]] = {
@@ -95,6 +103,8 @@ def judged(spreads: list[Spread], test: LabelSet, constant: float) -> dict[str, 
     force = [f - s.forces for f, s in zip(test.forces, spreads, strict=True)]
     largest = np.array([np.linalg.norm(f, axis=1).max() for f in force])
     components = np.concatenate([f.ravel() for f in force])
+    if np.isnan(spreads[0].sigma_energy):
+        return {"energy": {"rmse": _rms(energy)}, "force": {"rmse": _rms(components)}}
     sigma = np.concatenate([np.repeat(s.sigma_forces / np.sqrt(3), 3) for s in spreads])
     return {
         "energy": asdict(metrics(energy, np.array([s.sigma_energy for s in spreads]))),
@@ -103,6 +113,10 @@ def judged(spreads: list[Spread], test: LabelSet, constant: float) -> dict[str, 
             largest, np.array([s.sigma_forces.max() for s in spreads])
         ),
     }  # fmt: skip
+
+
+def _rms(values: np.ndarray) -> float:
+    return float(np.sqrt((values**2).mean()))
 
 
 def measure(system: str, name: str, n: int, seed: int, folder: Path) -> dict[str, Any]:
@@ -128,6 +142,34 @@ def measure(system: str, name: str, n: int, seed: int, folder: Path) -> dict[str
         tests[title] = judged(spreads, test, constant)
     values = {k: v for k, v in info.values.items() if isinstance(v, float)}
     return {"tests": tests, "update_s": update_s, "check_ms": 1e3 * min(checks), "info": values}
+
+
+def peers(system: str, n: int, seed: int, folder: Path, members: int) -> dict[str, Any]:
+    """Train members with mace_run_train, from seeds of their own, and judge what they say."""
+    potential = fixed_data.foundation(SYSTEMS[system][0], folder, DTYPE)
+    labels = fixed_data.drawn(SYSTEMS[system][1], n, seed)
+    trained, seconds = [], 0.0
+    with tempfile.TemporaryDirectory() as work:
+        for k in range(members):
+            place = Path(work) / str(k)
+            place.mkdir()
+            order = np.random.default_rng([seed, k]).permutation(n)
+            n_valid = round(0.1 * n)
+            took, made = peer.run_train(
+                peer.checkpoint(SYSTEMS[system][0], potential, Path(work)),
+                subset(labels, order[n_valid:]), subset(labels, order[:n_valid]), place,
+                name="naive", seed=100 * seed + k, dtype=DTYPE, options={},
+            )  # fmt: skip
+            convert(made, place / "bundle", consent=True)
+            trained.append(cast(MacePotential, load(str(place / "bundle"), dtype=DTYPE)))
+            seconds += took
+    tests, checks = {}, []
+    for title, make_test in SYSTEMS[system][2].items():
+        test = fixed_data.drawn(make_test, fixed_data.TESTS, 0)
+        spreads, check_ms = peer.committee(trained, test)
+        tests[title] = judged(spreads, test, 0.0)
+        checks.append(check_ms)
+    return {"tests": tests, "update_s": seconds, "check_ms": min(checks), "info": {}}
 
 
 def untuned(system: str, n: int, seed: int, folder: Path) -> dict[str, Any]:
@@ -159,6 +201,10 @@ def wanted() -> list[tuple[str, str, int, int]]:
     cells += [
         (s, name, n, seed) for n in LABELS for seed in SEEDS for name in names for s in SYSTEMS
     ]
+    cells += [
+        (s, name, n, seed)
+        for n in (RANKED, *LABELS) for seed in SEEDS for name in PEERS for s in SYSTEMS
+    ]  # fmt: skip
     cells += [(s, name, RANKED, SEEDS[0]) for name in PUBLISHED for s in SYSTEMS]
     return cells
 
@@ -188,6 +234,8 @@ def _cell(key: tuple[str, str, int, int], folder: Path) -> dict[str, Any]:
     system, name, n, seed = key
     if name == "untuned":
         return untuned(system, n, seed, folder)
+    if name in PEERS:
+        return peers(system, n, seed, folder, PEERS[name])
     return measure(system, name, n, seed, folder)
 
 
@@ -195,7 +243,7 @@ def _table(found: dict[tuple[str, str, int, int], dict[str, Any]], n: int) -> st
     rows = []
     for system, (_, _, tests) in SYSTEMS.items():
         for title in tests:
-            for name in ("untuned", *POSTERIORS):
+            for name in ("untuned", *POSTERIORS, *PEERS):
                 cells = [c for (s, p, m, _), c in found.items() if (s, p, m) == (system, name, n)]
                 if cells:
                     rows.append([system, title, name, len(cells), *_figures(cells, title)])
@@ -220,6 +268,10 @@ def _figures(cells: list[dict[str, Any]], title: str) -> list[Any]:
         return float(np.mean(values))
 
     accuracy = [1e3 * mean("energy", "rmse"), 1e3 * mean("force", "rmse")]
+    if "nll" not in cells[0]["tests"][title]["energy"]:
+        update = float(np.mean([c["update_s"] for c in cells]))
+        check = float(np.mean([c["check_ms"] for c in cells]))
+        return [*accuracy, *["–"] * 10, update, check]
     ranks = [mean("energy", "spearman"), mean("largest_force_spearman")]
     if "update_s" not in cells[0]:
         return [*accuracy, *["–"] * 6, *ranks, *["–"] * 4]

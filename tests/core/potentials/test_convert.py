@@ -158,7 +158,7 @@ def test_real_checkpoints_give_the_calculators_energies(tmp_path, shared):
         from mace.calculators import MACECalculator
     for path in sorted((shared / "models").glob("*.model")):
         done = convert(path, tmp_path / path.stem, consent=True)
-        assert done.force_difference < 1e-9
+        assert done.force_difference < 1e-6  # mace rounds the Agnesi transform to single precision
         original = torch.load(path, map_location="cpu", weights_only=False)
         calculator = MACECalculator(models=[original], device="cpu", default_dtype="float64")
         potential = load(str(done.folder), dtype="float64")
