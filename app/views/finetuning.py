@@ -99,7 +99,7 @@ class Finetuning(pn.viewable.Viewer):
         )  # fmt: skip
         self._advice = _text("")
         self._others = pmui.MultiChoice(
-            label="Labels of other campaigns too", options={}, margin=0,
+            label="Also the labels of", options={}, margin=0,
             sizing_mode="stretch_width", visible=False,
         )  # fmt: skip
         self._go = pmui.Button(
@@ -303,9 +303,10 @@ def _cells(title: str, receipt: dict[str, Any], *, after: bool, mark: str = "") 
     own = receipt["errors"].get("foundation's own")
     other = "–" if own is None else f"{1e3 * own[k]['force_mae']:.0f}"
     seconds = f"{receipt['seconds']:.0f}" if after else ""
+    within = f"{1e3 * found['energy_within']:.2f}" if found["frames"] > 1 else "–"
     return (
         f"<tr{mark}><td>{escape(title)}</td><td>{1e3 * found['force']:.0f}</td>"
-        f"<td>{1e3 * found['energy_within']:.2f}</td><td>{other}</td><td>{seconds}</td></tr>"
+        f"<td>{within}</td><td>{other}</td><td>{seconds}</td></tr>"
     )
 
 

@@ -337,10 +337,6 @@ class Engine:
 
     def update(self, state: State, rows: Sequence[LabelRow], frames: Sequence[Frame]) -> Outcome:
         """Learn the labels `rows` (of `frames`) that are not learned yet; canary; roll back."""
-        with _threads(self._learning_threads):
-            return self._update(state, rows, frames)
-
-    def _update(self, state: State, rows: Sequence[LabelRow], frames: Sequence[Frame]) -> Outcome:
         new = [self._labelled(row, frame) for row, frame in zip(rows, frames, strict=True)]
         scored = frozenset(row.query_id for row in rows if row.z is not None)
         former = self.knowledge
@@ -351,10 +347,11 @@ class Engine:
         theta = self.potential.get_theta()
         candidate: Update | None = None
         try:
-            if state.trusted:
-                candidate = self.learner.update(former, new, scored)
-            else:
-                candidate = self.learner.first_update(former, new)
+            with _threads(self._learning_threads):
+                if state.trusted:
+                    candidate = self.learner.update(former, new, scored)
+                else:
+                    candidate = self.learner.first_update(former, new)
             after = self._canary(state, probes, before, n_old=len(old))
         except (CanaryError, torch.linalg.LinAlgError) as error:
             at_fault = getattr(error, "contradicting", ())

@@ -22,6 +22,7 @@ import safetensors.torch
 import torch
 
 from core.contracts import Info, LabelSet, Potential
+from core.parallel import side_by_side
 from core.posterior.tangent import Tangent
 from core.structures import Structure, to_voigt
 
@@ -39,8 +40,8 @@ ENERGY_WORK = 10_000_000_000
 """Operations spent at each update on products with energies' rows that are renewed."""
 FIRST_ROUNDS = 3
 """Linearisations of the first update, which moves the weights farthest."""
-GROUP = 9
-"""Labels whose rows `restore` takes together."""
+GROUP = 8
+"""Labels that are predicted at once, and whose rows `restore` takes together."""
 
 
 class Rows:
@@ -87,15 +88,18 @@ class Rows:
 
     def __matmul__(self, vectors: torch.Tensor) -> torch.Tensor:
         """Return J v, (R, M), for `vectors` (width, M)."""
-        return torch.cat([block @ vectors for block in self.blocks])
+        return torch.cat(side_by_side(lambda block: block @ vectors, self.blocks))
 
     def transposed(self, weights: torch.Tensor) -> torch.Tensor:
         """Return wᵀ J, (M, width), for `weights` (R, M)."""
         weights = weights.T.to(self.blocks[0].dtype)
         out = torch.zeros(len(weights), self._width, dtype=weights.dtype)
-        for part in _chunks(self._width):
+
+        def add(part: slice) -> None:
             for block, where in zip(self.blocks, self._slices, strict=True):
                 out[:, part].addmm_(weights[:, where], block[:, part])
+
+        side_by_side(add, _chunks(self._width))
         return out
 
     def products(self, blocks: Sequence[int]) -> torch.Tensor:
@@ -105,15 +109,24 @@ class Rows:
         """
         right = torch.cat([self.blocks[k] for k in blocks])
         out = torch.zeros(len(self), len(right), dtype=torch.float64)
+        labels = range(self.n_labels)
         for part in _chunks(self._width):
             wide = right[:, part].double().T
-            for block, where in zip(self.blocks, self._slices, strict=True):
-                out[where].addmm_(block[:, part].double(), wide)
+
+            def add(label: int, part: slice = part, wide: torch.Tensor = wide) -> None:
+                for k in (2 * label, 2 * label + 1):
+                    out[self._slices[k]].addmm_(self.blocks[k][:, part].double(), wide)
+
+            side_by_side(add, labels)
         return out
 
 
 def _chunks(width: int) -> list[slice]:
     return [slice(start, start + COLUMNS) for start in range(0, width, COLUMNS)]
+
+
+def _groups(n: int) -> list[range]:
+    return [range(start, min(start + GROUP, n)) for start in range(0, n, GROUP)]
 
 
 @dataclass(frozen=True)
@@ -235,8 +248,9 @@ class Linearised(Tangent):
     def _taken(self, state: State, structures: dict[int, Structure]) -> State:
         """Take the rows of these labels at the weights of `state`, which must be active."""
         blocks = {}
-        for k, structure in structures.items():
-            blocks[2 * k], blocks[2 * k + 1] = self._rows_of(structure).tensor_split([1])
+        found = side_by_side(self._rows_of, list(structures.values()))
+        for k, rows in zip(structures, found, strict=True):
+            blocks[2 * k], blocks[2 * k + 1] = rows.tensor_split([1])
         return self._with_blocks(state, blocks)
 
     def _with_energies(self, state: State, labels: LabelSet) -> State:
@@ -246,12 +260,9 @@ class Linearised(Tangent):
         mean, they would let the energy's σ grow as large as that step's change of the energy.
         """
         width = 2 * max(len(state.rows), 1) * self._width
-        blocks = {}
-        for k in self._drifted(state, 0)[: ENERGY_WORK // width]:
-            gradient = self.potential.derivatives(labels.structures[k]).gradient
-            bias = torch.tensor([self._bias_unit], dtype=gradient.dtype)
-            blocks[2 * k] = torch.cat([gradient[self._columns], bias])[None]
-        return self._with_blocks(state, blocks)
+        old = self._drifted(state, 0)[: ENERGY_WORK // width]
+        found = side_by_side(self._energy_row_of, [labels.structures[k] for k in old])
+        return self._with_blocks(state, {2 * k: row for k, row in zip(old, found, strict=True)})
 
     def _with_blocks(self, state: State, blocks: dict[int, torch.Tensor]) -> State:
         """Put blocks of rows, taken at the weights of `state`, in place."""
@@ -285,6 +296,11 @@ class Linearised(Tangent):
         bias[0] = self._bias_unit
         return torch.cat([rows, bias], dim=1)
 
+    def _energy_row_of(self, structure: Structure) -> torch.Tensor:
+        """∂E/∂(θ, bias) of one structure, (1, K + 1)."""
+        row = self.potential.rows(structure, forces=False)[:, self._columns]
+        return torch.cat([row, torch.full((1, 1), self._bias_unit, dtype=row.dtype)], dim=1)
+
     def _height(self, structure: Structure) -> int:
         """Return how many numbers a label of `structure` gives."""
         return 1 + 3 * len(structure) + (STRESSES if self.noise_stress is not None else 0)
@@ -294,16 +310,22 @@ class Linearised(Tangent):
     def residuals(self, state: State, labels: LabelSet) -> torch.Tensor:
         """Return (E, F, σ)_label - (E, F, σ)_model at the active weights, (R,), by label."""
         with_stress = self.noise_stress is not None
-        prediction = self.potential.predict(labels.structures, stress=with_stress)
-        assert prediction.forces is not None
-        parts = []
-        for i, force in enumerate(prediction.forces):
-            energy = labels.energies[i] - prediction.energies[i] - state.bias
-            parts += [[energy], (labels.forces[i] - force).ravel()]
-            if with_stress:
-                assert prediction.stress is not None
-                parts.append(to_voigt(labels.stress[i] - prediction.stress[i]))
-        return torch.as_tensor(np.concatenate(parts))
+
+        def of(group: range) -> np.ndarray:
+            structures = labels.structures[group.start : group.stop]
+            prediction = self.potential.predict(structures, stress=with_stress)
+            assert prediction.forces is not None
+            parts = []
+            for k, (i, force) in enumerate(zip(group, prediction.forces, strict=True)):
+                energy = labels.energies[i] - prediction.energies[k] - state.bias
+                parts += [[energy], (labels.forces[i] - force).ravel()]
+                if with_stress:
+                    assert prediction.stress is not None
+                    parts.append(to_voigt(labels.stress[i] - prediction.stress[k]))
+            return np.concatenate(parts)
+
+        found = side_by_side(of, _groups(len(labels)))
+        return torch.as_tensor(np.concatenate([np.zeros(0), *found]))
 
     def _fit(self, state: State, labels: LabelSet) -> tuple[State, int, float]:
         """Kernel steps Jᵀ (JJᵀ + Σ/s²)⁻¹ r with the exact residuals r and a line search."""
@@ -425,8 +447,7 @@ class Linearised(Tangent):
         base = self.init(np.random.default_rng(0))
         state = replace(base, theta=tensors["theta"], bias=float(tensors["bias"][0]))
         self.activate(state)
-        for start in range(0, len(labels), GROUP):
-            group = range(start, min(start + GROUP, len(labels)))
+        for group in _groups(len(labels)):
             state = self._taken(state, {k: labels.structures[k] for k in group})
         state = replace(state, n_labels=len(labels))
         seed = int(tensors["seed"][0])

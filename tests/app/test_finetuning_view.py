@@ -17,8 +17,8 @@ from core.finetuning.strategies import STRATEGIES
 
 
 def done(number=1, strategy="lora", **receipt):
-    pair = [{"force": 0.1, "force_mae": 0.05, "energy_within": 0.002}]
-    pair.append({"force": 0.03, "force_mae": 0.02, "energy_within": 0.001})
+    pair = [{"frames": 9, "force": 0.1, "force_mae": 0.05, "energy_within": 0.002}]
+    pair.append({"frames": 9, "force": 0.03, "force_mae": 0.02, "energy_within": 0.001})
     errors = {"trained": pair, "foundation's own": pair}
     given = {"errors": errors, "seconds": 12.0, "notes": ["One composition."]} | receipt
     return Study(number, None, strategy, 300, 9, 0.0, "done", receipt=given)
@@ -60,6 +60,13 @@ def test_strategies_stand_side_by_side_below_what_was_before():
         1, errors=done().receipt["errors"] | {"held out": done().receipt["errors"]["trained"]}
     )
     assert "labels held out" in side_by_side([held], 1)
+
+
+def test_one_label_alone_has_no_error_within_its_composition():
+    errors = done().receipt["errors"]
+    alone = done(errors=errors | {"validation": [e | {"frames": 1} for e in errors["trained"]]})
+    page = side_by_side([alone], 1)
+    assert "set aside" in page and page.count("<td>–</td>") == 2
 
 
 def test_another_strategy_is_tried_beside_the_campaign(molecule):

@@ -12,6 +12,7 @@ from core import worker
 from core.campaign import events as ev
 from core.campaign import live, store
 from core.campaign.engine import WHOLE_SNAPSHOTS, Engine
+from core.campaign.learner import Learner
 from core.campaign.loop import replay
 from core.campaign.reader import CampaignReader, Commander
 from core.campaign.runner import Runner
@@ -67,13 +68,13 @@ def test_predictions_before_an_update_are_kept_with_the_label(finished):
 
 def test_learning_may_use_more_threads_than_the_simulation(prepared, monkeypatch):
     seen = []
-    update = Engine._update
+    update = Learner.first_update
 
     def watched(self, *given):
         seen.append(torch.get_num_threads())
         return update(self, *given)
 
-    monkeypatch.setattr(Engine, "_update", watched)
+    monkeypatch.setattr(Learner, "first_update", watched)
     runner = Runner(prepared(potential__learning_threads=2))
     runner.open()
     runner.apply(ev.Start())
