@@ -26,13 +26,23 @@ class Loss:
     huber: float | None = None
 
     def __call__(
-        self, example: Example, energy: torch.Tensor, forces: torch.Tensor
+        self,
+        example: Example,
+        energy: torch.Tensor,
+        forces: torch.Tensor,
+        of: tuple[int, int] | None = None,
     ) -> torch.Tensor:
-        """Return the scalar loss of predicted energies (S,) and forces (ΣN, 3)."""
+        """Return the scalar loss of predicted energies (S,) and forces (ΣN, 3).
+
+        Args:
+            of: structures and force components of the batch this is a part of; the losses of its
+                parts add up to that of the batch.
+        """
+        structures, components = of or (energy.numel(), forces.numel())
         residual_energy = (energy - example.energies) / example.n_atoms**self.per_atom
         return (
-            self.energy * self.rho(residual_energy).mean()
-            + self.force * self.rho(forces - example.forces).mean()
+            self.energy * self.rho(residual_energy).sum() / structures
+            + self.force * self.rho(forces - example.forces).sum() / components
         )
 
     def rho(self, x: torch.Tensor) -> torch.Tensor:

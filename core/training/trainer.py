@@ -15,9 +15,15 @@ import numpy as np
 import torch
 
 from core.contracts import Potential
-from core.training.data import Dataset, batches
+from core.parallel import side_by_side
+from core.training.data import Dataset, Example, batches
 from core.training.loss import Loss
 from core.training.moves import Blocks
+
+PART = 3
+"""Structures whose gradients are computed together; the parts of a batch go side by side."""
+CHUNK, AT_ONCE = 8, 128
+"""Structures of which only the loss is wanted: evaluated together, and held in memory at once."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,27 @@ class Progress:
     seconds: float
     validation: float = math.nan
     best: bool = True
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Some structures of a batch.
+
+    Attributes:
+        weight: of the batch's loss. of: structures and force components of the whole batch.
+    """
+
+    example: Example
+    weight: float
+    of: tuple[int, int]
+
+
+def _parts(data: Dataset, indices: Sequence[int], weight: float) -> list[_Part]:
+    """Return a batch in parts of at most `PART` structures, the same on any machine."""
+    pieces = np.array_split(np.asarray(indices), -(-len(indices) // PART))
+    examples = [data.example(piece.tolist()) for piece in pieces]
+    of = len(indices), sum(e.forces.numel() for e in examples)
+    return [_Part(example, weight, of) for example in examples]
 
 
 class Trainer:
@@ -170,39 +197,41 @@ class Trainer:
         return self.averaged_theta() if self.validation is None else self.best_theta.clone()
 
     def _step(self, indices: list[int]) -> np.ndarray:
-        example = self.data.example(indices)
         self._set_rate()
-        energy, forces = self.potential.energy_and_forces(example.graphs, create_graph=True)
-        loss = self.loss(example, energy, forces)
-        gradients = self._gradients(loss)
+        parts = _parts(self.data, indices, 1.0)
+        n_own = len(parts)
         for task in self.others:
-            for total, more in zip(gradients, self._of_task(task), strict=True):
-                total.add_(more, alpha=task.weight)
+            size = min(self.settings.batch_size, len(task.data))
+            drawn = self.rng.choice(len(task.data), size=size, replace=False).tolist()
+            parts += _parts(task.data, drawn, task.weight)
+        found = side_by_side(self._of, parts) if len(parts) > 1 else [self._of(parts[0])]
+        gradients = found[0][0]
+        for more, _ in found[1:]:
+            for total, g in zip(gradients, more, strict=True):
+                total.add_(g)
         self.moves.pull(gradients)
         torch.nn.utils.clip_grad_norm_(self.moves.free, self.settings.clip)
         self.optimizer.step()
         self.moves.write()
         self.steps += 1
         self._average()
+        return np.sum([sums for _, sums in found[:n_own]], axis=0)
+
+    def _of(self, part: _Part) -> tuple[list[torch.Tensor], np.ndarray]:
+        """Return the gradients of a part's loss, and what an epoch adds up."""
+        example = part.example
+        energy, forces = self.potential.energy_and_forces(example.graphs, create_graph=True)
+        loss = part.weight * self.loss(example, energy, forces, part.of)
+        gradients = torch.autograd.grad(
+            loss, self.moves.needed, allow_unused=True, materialize_grads=True
+        )
         with torch.no_grad():
             squared_energy = ((energy - example.energies) / example.n_atoms).pow(2).sum()
             squared_force = (forces - example.forces).pow(2).sum()
-        n = len(indices)
-        return np.array(
-            [float(loss.detach()) * n, n, squared_energy, squared_force, forces.numel()]
-        )
-
-    def _gradients(self, loss: torch.Tensor) -> list[torch.Tensor]:
-        return list(
-            torch.autograd.grad(loss, self.moves.needed, allow_unused=True, materialize_grads=True)
-        )
-
-    def _of_task(self, task: Task) -> list[torch.Tensor]:
-        size = min(self.settings.batch_size, len(task.data))
-        drawn = self.rng.choice(len(task.data), size=size, replace=False).tolist()
-        example = task.data.example(drawn)
-        energy, forces = self.potential.energy_and_forces(example.graphs, create_graph=True)
-        return self._gradients(self.loss(example, energy, forces))
+        return list(gradients), np.array(
+            [float(loss.detach()) * part.of[0], len(energy), float(squared_energy),
+             float(squared_force), forces.numel()]
+        )  # fmt: skip
 
     def _set_rate(self) -> None:
         s = self.settings
@@ -263,12 +292,16 @@ class Trainer:
         self.history = [Progress(*values) for values in state["history"]]
 
 
-def mean_loss(potential: Potential, data: Dataset, loss: Loss, *, chunk: int = 32) -> float:
+def mean_loss(potential: Potential, data: Dataset, loss: Loss) -> float:
     """Return the loss of the weights in force, the mean over all of `data`."""
-    total = 0.0
-    for start in range(0, len(data), chunk):
-        indices = range(start, min(start + chunk, len(data)))
-        example = data.example(indices)
+
+    def of(example: Example) -> float:
         energy, forces = potential.energy_and_forces(example.graphs)
-        total += float(loss(example, energy.detach(), forces)) * len(indices)
+        return float(loss(example, energy.detach(), forces)) * len(energy)
+
+    total = 0.0
+    for start in range(0, len(data), AT_ONCE):
+        indices = range(start, min(start + AT_ONCE, len(data)))
+        pieces = np.array_split(np.asarray(indices), -(-len(indices) // CHUNK))
+        total += sum(side_by_side(of, [data.example(piece.tolist()) for piece in pieces]))
     return total / len(data)

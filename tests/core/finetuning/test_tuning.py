@@ -167,7 +167,7 @@ def test_the_gradient_of_the_factors_is_the_derivative_of_the_loss(foundation, l
         for p in trainer.moves.free:
             p.add_(0.05 * torch.randn(p.shape, dtype=p.dtype))
     trainer.moves.write()
-    trainer.moves.pull(trainer._gradients(loss()))
+    trainer.moves.pull(list(torch.autograd.grad(loss(), trainer.moves.needed)))
     for p in trainer.moves.free[:8]:
         along, step = torch.randn(p.shape, dtype=p.dtype), 1e-6
         ends = []

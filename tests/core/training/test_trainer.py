@@ -7,7 +7,7 @@ import torch
 from core.contracts import LabelSet
 from core.potentials.lennard_jones import LennardJones
 from core.structures import Structure
-from core.training import Dataset, Loss, Trainer, TrainerSettings, mean_loss
+from core.training import Dataset, Loss, Task, Trainer, TrainerSettings, mean_loss
 
 
 @pytest.fixture
@@ -116,6 +116,39 @@ def test_gradients_are_clipped_together(labels):
     )
     list(trainer.epochs())
     assert len(seen) == 3 and max(seen) <= 1e-5 * (1 + 1e-5) and min(seen) > 0.9e-5
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_step_in_parts_follows_the_gradient_of_the_whole_batch(labels, rng, threads):
+    """Structures of several sizes, so that a mean over parts is not the mean over all."""
+    small = tuple(Structure(s.numbers[:k], s.positions[:k]) for k, s in zip(
+        (2, 3, 6, 4, 2, 5, 6), labels.structures, strict=False))  # fmt: skip
+    found = LennardJones(epsilon=0.02, sigma=3.2).predict(small)
+    mixed = LabelSet(small, found.energies, found.forces)
+    potential = LennardJones()
+    data = Dataset(potential, mixed)
+    settings = TrainerSettings(epochs=1, batch_size=7, clip=1e9, ema=0.0)
+    other = Task(Dataset(potential, labels), weight=0.3)
+    trainer = Trainer(potential, data, settings, loss=Loss(), rng=rng, others=[other])
+    seen = []
+    trainer.moves.pull = lambda gradients: seen.append([g.clone() for g in gradients])
+    drawn = np.random.default_rng()
+    drawn.bit_generator.state = rng.bit_generator.state
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        trainer._step(list(range(7)))  # nothing was pulled, so that nothing moves
+    finally:
+        torch.set_num_threads(before)
+    rehearsed = drawn.choice(len(labels), size=7, replace=False).tolist()
+    total = 0.0
+    for weight, task, indices in ((1.0, data, range(7)), (0.3, other.data, rehearsed)):
+        example = task.example(list(indices))
+        energy, forces = potential.energy_and_forces(example.graphs, create_graph=True)
+        total = total + weight * Loss()(example, energy, forces)
+    expected = torch.autograd.grad(total, trainer.moves.needed)
+    for one, whole in zip(seen[0], expected, strict=True):
+        torch.testing.assert_close(one, whole, rtol=1e-10, atol=1e-12)
 
 
 def test_without_better_validation_it_ends_and_the_best_weights_come_back(labels):
