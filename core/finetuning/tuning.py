@@ -131,7 +131,7 @@ class Tuning:
             batch_size=batch,
             epochs=math.ceil(s.steps / per_epoch),
             patience=math.ceil(s.patience / per_epoch),
-            learning_rate=s.learning_rate or published.learning_rate,
+            learning_rate=s.learning_rate or published.learning_rate * self._per_element(),
             max_seconds=s.max_seconds,
         )
         others = []
@@ -148,6 +148,16 @@ class Tuning:
             validation=Dataset(potential, self._valid) if self._valid is not None else None,
             moves=self.strategy.moves(potential, rng),
         )
+
+    def _per_element(self) -> float:
+        """Return by how much the published learning rate is larger in the foundation's weights.
+
+        mace drops the elements that the data have not; e3nn's normalisation then makes the weights
+        of those that stay √(Z/Z') times smaller, and a step of the same length that much longer.
+        """
+        sets = [self._train, *([self._rehearsed] if self._rehearsed is not None else [])]
+        present = {int(z) for labels in sets for s in labels.structures for z in s.numbers}
+        return math.sqrt(len(self.foundation.elements) / len(present))
 
     def epochs(self) -> Iterator[Progress]:
         """Train, yielding after each epoch; it may be left and gone on with at any of them."""

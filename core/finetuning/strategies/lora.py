@@ -14,6 +14,6 @@ STRATEGY = Strategy(
     name="lora",
     title="LoRA",
     about="Every matrix of the network moves by a change of low rank.",
-    training=TrainerSettings(learning_rate=1e-2, ema=0.99, clip=10.0),
+    training=TrainerSettings(learning_rate=1e-2, ema=0.99, clip=10.0, final_rate=1.0),
     rank=RANK,
 )

@@ -10,5 +10,5 @@ STRATEGY = Strategy(
     name="naive",
     title="Naive",
     about="All weights move, on the labels alone.",
-    training=TrainerSettings(learning_rate=1e-3, ema=0.999, clip=1.0),
+    training=TrainerSettings(learning_rate=1e-3, ema=0.999, clip=1.0, final_rate=1.0),
 )

@@ -10,6 +10,6 @@ STRATEGY = Strategy(
     name="pseudolabel-replay",
     title="Replay of pseudolabels",
     about="As replay, with the foundation's own predictions in place of labels.",
-    training=TrainerSettings(learning_rate=1e-4, ema=0.9999, clip=1.0),
+    training=TrainerSettings(learning_rate=1e-4, ema=0.9999, clip=1.0, final_rate=1.0),
     rehearsal="pseudolabels",
 )

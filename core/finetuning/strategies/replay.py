@@ -11,6 +11,6 @@ STRATEGY = Strategy(
     title="Replay",
     about="All weights move, on the labels and on frames of the pretraining in a head "
     "of their own.",
-    training=TrainerSettings(learning_rate=1e-4, ema=0.9999, clip=1.0),
+    training=TrainerSettings(learning_rate=1e-4, ema=0.9999, clip=1.0, final_rate=1.0),
     rehearsal="labels",
 )

@@ -12,7 +12,7 @@ STRATEGY = Strategy(
     title="Replay with LoRA",
     about="Every matrix moves by a change of low rank, on the labels and on frames of "
     "the pretraining.",
-    training=TrainerSettings(learning_rate=1e-2, ema=0.99, clip=10.0),
+    training=TrainerSettings(learning_rate=1e-2, ema=0.99, clip=10.0, final_rate=1.0),
     rank=RANK,
     rehearsal="labels",
 )

@@ -141,6 +141,18 @@ def test_strategies_have_the_published_hyperparameters():
     for name, expected in published.items():
         t = strategy(name).training
         assert (t.learning_rate, t.ema, t.clip) == expected, name
+        assert t.final_rate == 1, "the rate stays"
+
+
+def test_the_rate_counts_for_the_elements_that_are_there(foundation, labels, pretraining):
+    """Four elements in the foundation, three in the labels, four with the rehearsed frames."""
+    rates = {}
+    for name in ("naive", "replay"):
+        made = tuning(foundation, labels, name, pretraining)
+        rates[name] = made.trainer.settings.learning_rate / strategy(name).training.learning_rate
+    assert rates == {"naive": pytest.approx((4 / 3) ** 0.5), "replay": 1}
+    given = tuning(foundation, labels, "naive", settings=replace(SHORT, learning_rate=0.5))
+    assert given.trainer.settings.learning_rate == 0.5
 
 
 def test_low_rank_factors_make_the_weights_they_are_merged_into(foundation, labels):
