@@ -43,6 +43,8 @@ IMPORTED_S = time.time() - psutil.Process().create_time()
 DTYPE = "float64"
 LABELS, SEEDS, CURVE = 50, (1, 2), (10, 20, 50, 100, 200, 500)
 CURVES = ("naive", "lora", "replay")
+REHEARSED = 300
+"""Frames of the pretraining: mace passes over all of them in every epoch."""
 WRONG_E0 = "naive-e0-kept"
 """Naive fine-tuning with the energies of the foundation's isolated atoms, of another method."""
 ROWS = (*STRATEGIES, "scratch", WRONG_E0)
@@ -68,6 +70,13 @@ def data(system: str, n: int, seed: int) -> tuple[LabelSet, LabelSet]:
     return drawn(train, n, seed), drawn(test, TESTS, 0)
 
 
+def rehearsed(start: MacePotential) -> LabelSet:
+    """Return frames that both sides rehearse, with the foundation's own predictions."""
+    frames = predicted(start, None)
+    assert frames is not None
+    return subset(frames, np.random.default_rng(0).permutation(len(frames))[:REHEARSED])
+
+
 def untrained(like: MacePotential, seed: int) -> MacePotential:
     """Return a model of the same make with random weights."""
     torch.manual_seed(seed)
@@ -80,7 +89,7 @@ def ours(system: str, name: str, n: int, seed: int, folder: Path) -> dict[str, A
     source = SYSTEMS[system][2]
     start = foundation(source, folder, DTYPE)
     own = brought("bundled") if source == "bundled" and name != "pseudolabel-replay" else None
-    pretraining = own or predicted(start, None)
+    pretraining = own or rehearsed(start)
     if name == "scratch":
         start = untrained(start, seed)
     per_epoch = -(-round(0.9 * n) // BATCH)
@@ -129,7 +138,7 @@ def theirs(system: str, name: str, n: int, seed: int, folder: Path) -> dict[str,
                 peer.checkpoint(source, start, place),
                 subset(train, order[n_valid:]), subset(train, order[:n_valid]), place,
                 name=name, seed=seed, dtype=DTYPE, options=PEER[name],
-                rehearsed=predicted(start, None) if name == "replay" else None,
+                rehearsed=rehearsed(start) if name == "replay" else None,
             )  # fmt: skip
         except peer.PeerError as error:
             return {"failed": str(error)}
