@@ -204,7 +204,7 @@ class Trainer:
             size = min(self.settings.batch_size, len(task.data))
             drawn = self.rng.choice(len(task.data), size=size, replace=False).tolist()
             parts += _parts(task.data, drawn, task.weight)
-        found = side_by_side(self._of, parts) if len(parts) > 1 else [self._of(parts[0])]
+        found = side_by_side(self._of, parts)
         gradients = found[0][0]
         for more, _ in found[1:]:
             for total, g in zip(gradients, more, strict=True):

@@ -5,8 +5,8 @@
 Ethanol (rMD17, PBE) and 3BPA (trained at 300 K, tested at 300 to 1,200 K) from a SPICE model, and
 ethanol at GFN2-xTB from the bundled GFN1-xTB model. Both sides take the same training and
 validation frames, 40 epochs of batches of five, and the published hyperparameters, and both are
-scored by the same code on the same test frames. Wall times are those of a process: mace's own, and
-ours with the time that this one took to import everything. `--pairs` measures what is timed beside
+scored by the same code on the same test frames. mace's time is that of its process; ours holds the
+time this one took to import everything, preparation and training, not files read and written. `--pairs` measures what is timed beside
 mace, on an otherwise idle machine; the rest may run in several processes of one thread, each with
 another `--only`. Cells are kept; delete one under `results/finetune` to measure it again.
 """

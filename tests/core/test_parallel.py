@@ -25,7 +25,7 @@ def threads(request):
 
 def test_results_come_in_order_from_as_many_threads_as_torch_has(threads):
     def work(k):
-        time.sleep(0.02)
+        time.sleep(0.02)  # so that no thread is done before the others have begun
         return k, torch.get_num_threads(), threading.get_ident()
 
     found = side_by_side(work, range(9))
@@ -34,6 +34,11 @@ def test_results_come_in_order_from_as_many_threads_as_torch_has(threads):
     assert len({ident for _, _, ident in found}) == threads
     assert torch.get_num_threads() == threads
     assert side_by_side(work, []) == []
+
+
+def test_what_is_alone_has_all_of_torchs_threads(threads):
+    """Such as the rows of the one new label of a large crystal."""
+    assert side_by_side(lambda _: torch.get_num_threads(), [0]) == [threads]
 
 
 def test_an_error_is_raised_and_torch_has_its_threads_again(threads):
