@@ -6,9 +6,10 @@ Ethanol (rMD17, PBE) and 3BPA (trained at 300 K, tested at 300 to 1,200 K) from 
 ethanol at GFN2-xTB from the bundled GFN1-xTB model. Both sides take the same training and
 validation frames, 40 epochs of batches of five, and the published hyperparameters, and both are
 scored by the same code on the same test frames. mace's time is that of its process; ours holds the
-time this one took to import everything, preparation and training, not files read and written. `--pairs` measures what is timed beside
-mace, on an otherwise idle machine; the rest may run in several processes of one thread, each with
-another `--only`. Cells are kept; delete one under `results/finetune` to measure it again.
+time this one took to import everything, preparation and training, not files read and written.
+`--pairs` measures what is timed beside mace, on an otherwise idle machine; the rest may run in
+several processes of one thread, each with another `--only`. Cells are kept; delete one under
+`results/finetune` to measure it again.
 """
 
 from __future__ import annotations
