@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from core.assets import model_folder
 from core.contracts import LabelSet, Potential
 from core.potentials import bundle
+from core.finetuning.tuning import subset
 from core.structures import Structure
+
+LARGEST_FORCE = 15.0
+"""eV/Å; where a foundation predicts more, it extrapolates. In other models' squeezed frames that
+happens, and a few of them then rule both the loss and the mean square."""
 
 
 def brought(model: str) -> LabelSet | None:
@@ -22,10 +29,15 @@ def structures(potential: Potential, frames: LabelSet | None) -> tuple[Structure
 
 
 def predicted(potential: Potential, frames: LabelSet | None) -> LabelSet | None:
-    """Return `structures` labelled by the potential itself; None if there are none."""
+    """Return `structures` labelled by the potential itself; None if there are none.
+
+    Left out are those on which it predicts a force above `LARGEST_FORCE`.
+    """
     usable = structures(potential, frames)
     if not usable:
         return None
     found = potential.predict(usable)
     assert found.forces is not None
-    return LabelSet(usable, found.energies, found.forces)
+    largest = [np.linalg.norm(forces, axis=1).max() for forces in found.forces]
+    sound = np.flatnonzero(np.array(largest) <= LARGEST_FORCE)
+    return subset(LabelSet(usable, found.energies, found.forces), sound) if len(sound) else None
