@@ -6,8 +6,8 @@ import numpy as np
 
 from core.assets import model_folder
 from core.contracts import LabelSet, Potential
-from core.potentials import bundle
 from core.finetuning.tuning import subset
+from core.potentials import bundle
 from core.structures import Structure
 
 LARGEST_FORCE = 15.0
