@@ -38,6 +38,7 @@ ForceUnit = Annotated[
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of all random numbers.")]
 Precision = Annotated[str, typer.Option(help="float32 or float64.")]
+Device = Annotated[str, typer.Option(help="Where the model computes: cpu or cuda.")]
 Threads = Annotated[int, typer.Option(min=0, max=64, help="CPU threads; 0 for all.")]
 Head = Annotated[str | None, typer.Option(help="Of a model with several heads, the one to use.")]
 PATIENCE_S = 10.0
@@ -358,6 +359,7 @@ def finetune(
     steps: Annotated[int, typer.Option(min=1, help="Gradient steps at most.")] = 2000,
     seed: Seed = 1,
     dtype: Precision = "float32",
+    device: Device = "cpu",
     threads: Threads = 0,
     energy_unit: EnergyUnit = None,
     force_unit: ForceUnit = None,
@@ -368,11 +370,12 @@ def finetune(
 
     _check_choice("--isolated", isolated, ("estimated", "computed", "foundation"))
     _check_choice("--dtype", dtype, ("float32", "float64"))
+    _check_choice("--device", device, ("cpu", "cuda"))
     _use_threads(threads)
     module = importlib.import_module("core.campaign.finetune")  # loads torch
     order = module.Order(
         train, out, model, strategy, test, isolated, reference, rehearsal, dtype,
-        Declared(energy_unit, force_unit), module.TuningSettings(steps=steps, seed=seed),
+        Declared(energy_unit, force_unit), module.TuningSettings(steps=steps, seed=seed), device,
     )  # fmt: skip
     told = _Epochs()
     try:
@@ -432,6 +435,7 @@ def evaluate(
     trials: Annotated[int, typer.Option(min=1, help="Random starts of the search.")] = 20,
     seed: Seed = 1,
     dtype: Precision = "float32",
+    device: Device = "cpu",
     threads: Threads = 0,
     as_json: Json = False,
 ) -> None:  # fmt: skip
@@ -439,10 +443,19 @@ def evaluate(
     if out is not None and out.suffix != ".html":
         raise InputError(f"--out is {out.name}; the report is HTML, give a name ending in .html.")
     _check_choice("--dtype", dtype, ("float32", "float64"))
+    _check_choice("--device", device, ("cpu", "cuda"))
     _use_threads(threads)
     module = importlib.import_module("core.campaign.evaluate")  # loads torch
     inquiry = module.Inquiry(
-        tuple(models), on, reference, pretraining, picoseconds, trials, seed, dtype
+        tuple(models),
+        on,
+        reference,
+        pretraining,
+        picoseconds,
+        trials,
+        seed,
+        dtype,
+        device=device,
     )
     result = module.evaluate(inquiry, lambda name, f: _say(f"{name}: {f.said}"))
     if out is not None:
@@ -495,16 +508,18 @@ def screen(
     width: Annotated[int, typer.Option(min=16, max=8192, help="Columns of the sketch.")] = 512,
     seed: Seed = 1,
     dtype: Precision = "float32",
+    device: Device = "cpu",
     threads: Threads = 0,
     as_json: Json = False,
 ) -> None:
     """Choose from a pool what is worth a label. Interrupted, the same command goes on."""
     _check_choice("--dtype", dtype, ("float32", "float64"))
+    _check_choice("--device", device, ("cpu", "cuda"))
     _use_threads(threads)
     module = importlib.import_module("core.campaign.screen")  # loads torch
     order = module.Order(
         pool, n, out, train, model, module.Recipe(kernel, width=width, seed=seed), select,
-        shortlist, dtype,
+        shortlist, dtype, device,
     )  # fmt: skip
     try:
         figures = module.screen(order, _Stage())

@@ -114,7 +114,8 @@ class Potential(Protocol):
 
     The flat parameter vector `theta` has shape (P,), float32 or float64 as the potential.
     Methods that take `theta=None` use the weights in force. A potential may have several heads,
-    for levels of theory, with readouts and isolated atoms of their own; `head` is in use.
+    for levels of theory, with readouts and isolated atoms of their own; `head` is in use. Graphs
+    and parameters are on `device`; theta, rows and derivatives always on the processor.
     """
 
     name: str
@@ -122,6 +123,7 @@ class Potential(Protocol):
     cutoff: float
     n_parameters: int
     dtype: torch.dtype
+    device: torch.device
     heads: tuple[str, ...]
     head: str
 

@@ -85,6 +85,11 @@ class PotentialSettings(_Section):
         description="Its name, or the folder of a bundle.",
     )  # fmt: skip
     dtype: Literal["float32", "float64"] = Field("float32", description="Precision of the model.")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", title="Device",
+        description="Where the model computes; auto measures a step and takes a CUDA card where "
+        "it is faster.",
+    )  # fmt: skip
     threads: int = Field(1, ge=1, le=64, description="CPU threads of the simulation.")
     compiled: bool = Field(
         False, title="Compiled steps",

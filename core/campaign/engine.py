@@ -45,8 +45,10 @@ from core.dynamics.triggers import Limits, broken
 from core.errors import CampaignError, CanaryError, LabelError
 from core.finetuning.e0 import Offset
 from core.finetuning.strategies import strategy
+from core.posterior import device_for
 from core.posterior import make as make_posterior
 from core.potentials import load as load_potential
+from core.potentials.device import place
 from core.reference import make as make_reference
 from core.reference.base import validate
 from core.reference.submitter import Submitter
@@ -91,11 +93,13 @@ class Engine:
         self._with_stress = state.stress_tolerance is not None
         self._learning_threads = settings.potential.learning_threads
         self.directory, self.structure = directory, structure
-        self.potential = cast(
-            Potential,
-            load_potential(settings.potential.model, dtype=settings.potential.dtype),
+        loaded = load_potential(settings.potential.model, dtype=settings.potential.dtype)
+        loaded.check(structure)
+        self.placed = place(
+            loaded, structure, device_for(settings.posterior.kind, settings.potential.device)
         )
-        self.potential.check(structure)
+        """Why the model computes where it does; empty where there was no choice."""
+        self.potential = cast(Potential, loaded)
         reference = make_reference(
             settings.labelling.reference, charge=structure.charge, spin=structure.spin
         )

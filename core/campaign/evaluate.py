@@ -37,7 +37,7 @@ class Inquiry:
             trained on. reference: level of theory for frequencies and deep minima. pretraining:
             labelled frames of the foundation's own distribution, by default those the bundled
             model brings, if the first model is it. picoseconds: of dynamics at each temperature.
-            trials: random starts.
+            trials: random starts. device: cpu or cuda.
     """
 
     models: tuple[str, ...]
@@ -49,6 +49,7 @@ class Inquiry:
     seed: int = 1
     dtype: str = "float32"
     declared: Declared = Declared()
+    device: str = "cpu"
 
 
 def evaluate(
@@ -64,7 +65,8 @@ def evaluate(
     """
     given, level = read_labels(inquiry.labels, inquiry.declared)
     potentials = {
-        name: cast(Potential, load_potential(name, dtype=inquiry.dtype)) for name in inquiry.models
+        name: cast(Potential, load_potential(name, dtype=inquiry.dtype, device=inquiry.device))
+        for name in inquiry.models
     }
     if len(potentials) < len(inquiry.models):
         raise InputError("A model is named twice; name each once.")

@@ -133,9 +133,13 @@ class Fact(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerStarted(Fact):
-    """A worker opened the campaign; whatever was under way has to be taken up again."""
+    """A worker opened the campaign; whatever was under way has to be taken up again.
+
+    `device` is why the model computes where it does, empty where there was no choice.
+    """
 
     pid: int
+    device: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -48,7 +48,7 @@ class Order:
         model: name or bundle of the foundation. held_out: labels never trained on.
         isolated: energies of isolated atoms: estimated from the labels, computed with `reference`,
             or the foundation's. rehearsal: labelled frames of the foundation's pretraining; by
-            default those that come with the model. tuning: hyperparameters.
+            default those that come with the model. tuning: hyperparameters. device: cpu or cuda.
     """
 
     train: Path
@@ -62,6 +62,7 @@ class Order:
     dtype: str = "float32"
     declared: label_files.Declared = label_files.Declared()
     tuning: TuningSettings = TuningSettings()
+    device: str = "cpu"
 
 
 def finetune(
@@ -84,7 +85,9 @@ def finetune(
     if order.held_out is not None:
         held_out, other = read_labels(order.held_out, order.declared)
         _agree(order.held_out, other, level)
-    foundation = cast(Potential, load_potential(order.model, dtype=order.dtype))
+    foundation = cast(
+        Potential, load_potential(order.model, dtype=order.dtype, device=order.device)
+    )
     for structure in given.structures:
         foundation.check(structure)
     tuning = Tuning(

@@ -72,7 +72,7 @@ class Runner:
         self._restore_knowledge()
         self._restore_dynamics()
         self._engine.submitter.warm()
-        self.apply(ev.WorkerStarted(pid=os.getpid()))
+        self.apply(ev.WorkerStarted(pid=os.getpid(), device=self._engine.placed))
 
     def close(self) -> None:
         """Keep the point the dynamics reached, then let go of everything."""

@@ -54,7 +54,7 @@ class Order:
         pool: see `core.campaign.pool`. n: how many to choose. train: labelled already, or None.
         out: extended XYZ to be written. recipe: features of the last stage; with activations
             there is only the first. select: how the shortlist is chosen from, see `SELECT`.
-        shortlist: its size; 0 for five times n.
+        shortlist: its size; 0 for five times n. device: cpu or cuda.
     """
 
     pool: Path
@@ -66,6 +66,7 @@ class Order:
     select: str = "determinant"
     shortlist: int = 0
     dtype: str = "float32"
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def screen(order: Order, told: Progress = lambda *_: None) -> dict[str, Any]:
     if not order.pool.exists():
         raise InputError(f"There is no pool {order.pool}; accepted: {pool.ACCEPTED}.")
     began = time.perf_counter()
-    potential = cast(Potential, load(order.model, dtype=order.dtype))
+    potential = cast(Potential, load(order.model, dtype=order.dtype, device=order.device))
     train = [] if order.train is None else list(pool.structures(order.train))
     parts, clock = _parts(order, potential), _Clock(told)
     known = _activations(order, potential, parts, train, clock)

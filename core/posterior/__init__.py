@@ -16,7 +16,26 @@ from core.posterior.linearised import Linearised
 from core.posterior.sghmc import Schedule, Sghmc
 from core.settings import Noise, PosteriorSettings
 
-__all__ = ["make"]
+__all__ = ["device_for", "make"]
+
+PROCESSOR_ONLY = ("sghmc", "blip")
+"""Kinds whose networks beside the potential's are not moved to a card."""
+
+
+def device_for(kind: str, wanted: str) -> str:
+    """Return the device a posterior of some kind computes on: "auto", "cpu" or "cuda".
+
+    Raises:
+        SettingsError: it cannot compute on the one wanted.
+    """
+    if kind not in PROCESSOR_ONLY:
+        return wanted
+    if wanted == "cuda":
+        raise SettingsError(
+            f"posterior.kind {kind!r} computes on the processor; set potential.device to cpu or "
+            "auto, or take another posterior."
+        )
+    return "cpu"
 
 
 def make(

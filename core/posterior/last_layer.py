@@ -17,8 +17,10 @@ import safetensors.torch
 import torch
 
 from core.contracts import Info, LabelSet, Potential
+from core.parallel import side_by_side
 from core.posterior.descent import Descent
 from core.posterior.tangent import Tangent
+from core.structures import Structure
 
 PART = "readout"
 
@@ -69,8 +71,11 @@ class LastLayer(Tangent):
         """Return samples of N(0, C⁻¹), (M, K), at the weights in force."""
         width = len(self._columns)
         precision = torch.eye(width, dtype=torch.float64) / self.prior_std**2
-        for structure in labels.structures:
-            rows = self.potential.rows(structure, blocks=self._names).double()
+
+        def taken(structure: Structure) -> torch.Tensor:
+            return self.potential.rows(structure, blocks=self._names).double()
+
+        for rows in side_by_side(taken, labels.structures):
             rows[0] /= self.descent.noise_energy
             rows[1:] /= self.descent.noise_force
             precision.addmm_(rows.T, rows)

@@ -3,6 +3,9 @@
 A backend says how graphs are built and what each atom's energy is; everything here follows from
 that by automatic differentiation. Energies inside torch are *interaction* energies (without
 isolated atoms), so that single precision suffices; isolated atoms are added as float64.
+
+The network and the graphs are on the potential's `device`. Flat weights, rows and whatever else
+posteriors do linear algebra with are on the processor, and so is what is returned as arrays.
 """
 
 from __future__ import annotations
@@ -12,7 +15,6 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -89,8 +91,9 @@ class GraphBatch:
     def repeated(self, times: int) -> GraphBatch:
         """Return a batch of each structure `times` over, all structures in turn."""
         n_atoms, n_edges = len(self.species), len(self.senders)
-        by_atom = torch.arange(times).repeat_interleave(n_atoms)
-        by_edge = n_atoms * torch.arange(times).repeat_interleave(n_edges)
+        turns = torch.arange(times, device=self.positions.device)
+        by_atom = turns.repeat_interleave(n_atoms)
+        by_edge = n_atoms * turns.repeat_interleave(n_edges)
         return GraphBatch(
             species=self.species.repeat(times),
             positions=self.positions.repeat(times, 1),
@@ -103,11 +106,6 @@ class GraphBatch:
             volumes=np.tile(self.volumes, times),
             head=self.head,
         )
-
-    @cached_property
-    def offsets(self) -> torch.Tensor:
-        """(S + 1,) first atom of each structure."""
-        return torch.tensor([0, *np.cumsum(self.n_atoms)], dtype=torch.int64)
 
 
 class TorchPotential(ABC):
@@ -130,7 +128,7 @@ class TorchPotential(ABC):
         self.module = module
         self._isolated = np.atleast_2d(np.asarray(isolated, dtype=np.float64))
         self._parameters = [p for p in module.parameters() if p.requires_grad]
-        self.dtype = self._parameters[0].dtype
+        self.dtype, self.device = self._parameters[0].dtype, self._parameters[0].device
         self.n_parameters = sum(p.numel() for p in self._parameters)
 
     @abstractmethod
@@ -172,6 +170,12 @@ class TorchPotential(ABC):
         finally:
             self.head = before
 
+    def move_to(self, device: torch.device) -> None:
+        """Compute on `device` from now on; graphs and evaluators made before are of no more use."""
+        self.module.to(device)
+        self._parameters = [p for p in self.module.parameters() if p.requires_grad]
+        self.device = device
+
     def parameters(self) -> list[torch.nn.Parameter]:
         """Trainable tensors in the order of `theta`."""
         return self._parameters
@@ -204,13 +208,13 @@ class TorchPotential(ABC):
 
     def get_theta(self) -> torch.Tensor:
         """Return a copy of the flat parameter vector (P,)."""
-        return torch.cat([p.detach().reshape(-1) for p in self._parameters]).clone()
+        return torch.cat([p.detach().reshape(-1) for p in self._parameters]).clone().cpu()
 
     def set_theta(self, theta: torch.Tensor) -> None:
         """Put `theta` (P,) in force."""
         if theta.shape != (self.n_parameters,):
             raise ModelError(f"theta has shape {tuple(theta.shape)}, not ({self.n_parameters},).")
-        start = 0
+        start, theta = 0, theta.to(self.device)
         with torch.no_grad():
             for p in self._parameters:
                 p.copy_(theta[start : start + p.numel()].view_as(p))
@@ -252,29 +256,31 @@ class TorchPotential(ABC):
         """Join structures whose `edges` are known into one batch."""
         sizes = tuple(len(s) for s in structures)
         starts = np.cumsum((0, *sizes))[:-1]
+        senders = [e.senders + o for e, o in zip(edges, starts, strict=True)]
+        receivers = [e.receivers + o for e, o in zip(edges, starts, strict=True)]
         return GraphBatch(
-            species=torch.as_tensor(np.concatenate([self._species(s) for s in structures])),
-            positions=torch.as_tensor(
-                np.concatenate([s.positions for s in structures]), dtype=self.dtype
-            ),
-            senders=torch.as_tensor(
-                np.concatenate([e.senders + o for e, o in zip(edges, starts, strict=True)])
-            ),
-            receivers=torch.as_tensor(
-                np.concatenate([e.receivers + o for e, o in zip(edges, starts, strict=True)])
-            ),
-            shifts=torch.as_tensor(np.concatenate([e.shifts for e in edges]), dtype=self.dtype),
-            index=torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes)),
+            species=self._indices(np.concatenate([self._species(s) for s in structures])),
+            positions=self._reals(np.concatenate([s.positions for s in structures])),
+            senders=self._indices(np.concatenate(senders)),
+            receivers=self._indices(np.concatenate(receivers)),
+            shifts=self._reals(np.concatenate([e.shifts for e in edges])),
+            index=self._indices(np.repeat(np.arange(len(sizes)), sizes)),
             n_atoms=sizes,
             isolated=np.array([self.isolated_energy(s) for s in structures]),
             volumes=np.array([s.volume for s in structures]),
             head=self.heads.index(self.head),
         )
 
+    def _indices(self, values: np.ndarray) -> torch.Tensor:
+        return torch.as_tensor(values, device=self.device)
+
+    def _reals(self, values: np.ndarray) -> torch.Tensor:
+        return torch.as_tensor(values, dtype=self.dtype, device=self.device)
+
     def energies(self, graphs: GraphBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """Return interaction energies (S,) and node features (ΣN, D)."""
         nodes, features = self.node_energies(graphs)
-        total = torch.zeros(graphs.n_structures, dtype=nodes.dtype)
+        total = nodes.new_zeros(graphs.n_structures)
         return total.index_add(0, graphs.index, nodes), features
 
     def energy_and_forces(
@@ -327,7 +333,7 @@ class TorchPotential(ABC):
         found = list(torch.autograd.grad(energy.sum(), wanted)) if wanted else []
         force = _split(-found[0], graphs.n_atoms) if forces else None
         return Prediction(
-            energies=energy.detach().numpy().astype(np.float64) + graphs.isolated,
+            energies=_array(energy) + graphs.isolated,
             forces=force,
             features=_split(nodes, graphs.n_atoms) if features else None,
             stress=_stress(found[-1], graphs) if stress else None,
@@ -338,7 +344,7 @@ class TorchPotential(ABC):
         graphs.positions = graphs.positions.detach().requires_grad_(forces)
         graphs.strain = None
         if stress:
-            empty = torch.zeros(graphs.n_structures, 3, 3, dtype=self.dtype)
+            empty = graphs.positions.new_zeros(graphs.n_structures, 3, 3)
             graphs.strain = empty.requires_grad_(True)
         positions = [graphs.positions] if forces else []
         return positions if graphs.strain is None else [*positions, graphs.strain]
@@ -370,9 +376,10 @@ class TorchPotential(ABC):
             values.append(torch.stack([found[-1][0, i, j] for i, j in VOIGT]) / structure.volume)
         n = sum(len(v) for v in values)
         out = torch.empty(1 + n, sum(p.numel() for p in wrt), dtype=self.dtype)
-        _fill(out[:1], wrt, energy, torch.ones(1, 1, dtype=self.dtype))
+        _fill(out[:1], wrt, energy, energy.new_ones(1, 1))
         if values:
-            together, ones = torch.cat(values), torch.eye(n, dtype=self.dtype)
+            together = torch.cat(values)
+            ones = torch.eye(n, dtype=self.dtype, device=self.device)
             each = max(len(graphs.senders), 1) * self.edge_width
             chunk = max(LEAST_ROWS, ROW_NUMBERS // each)
             for start in range(0, n, chunk):
@@ -390,11 +397,13 @@ class TorchPotential(ABC):
                 gradient = torch.zeros(self.n_parameters, dtype=self.dtype)
                 gradient[self.compiler.columns] = found.gradient
                 return replace(found, gradient=gradient)
-        return self._derivatives(graphs, stress=stress)
+        found = self._derivatives(graphs, stress=stress)
+        return replace(found, gradient=found.gradient.cpu())
 
     def _derivatives(
         self, graphs: GraphBatch, *, stress: bool = False, weights: bool = True
     ) -> Derivatives:
+        """Return the same of any graph, the gradient on the potential's device."""
         wanted = self._inputs(graphs, True, stress)
         energy, _ = self.energies(graphs)
         slope, *others = torch.autograd.grad(
@@ -404,8 +413,8 @@ class TorchPotential(ABC):
         )
         tension = _stress(others.pop(0), graphs)[0] if stress else None
         total = float(energy.detach().sum()) + float(graphs.isolated.sum())
-        gradient = torch.cat([torch.zeros(0, dtype=self.dtype), *(g.reshape(-1) for g in others)])
-        return Derivatives(total, -slope.numpy().astype(float), tension, gradient)
+        gradient = torch.cat([slope.new_zeros(0), *(g.reshape(-1) for g in others)])
+        return Derivatives(total, _array(-slope), tension, gradient)
 
     def relevant(self, numbers: np.ndarray) -> torch.Tensor:
         """Return the indices into `theta` of weights that matter to these elements, ascending."""
@@ -453,7 +462,7 @@ class Evaluator:
         edges = self._neighbours.edges(structure.positions)
         self._graphs = potential.collate([structure], [edges])
         self._directions: torch.Tensor | None = None
-        self._columns = potential.relevant(structure.numbers)
+        self._columns = potential.relevant(structure.numbers).to(potential.device)
         self.changes: np.ndarray | None = None
         self.stress: np.ndarray | None = None
 
@@ -464,7 +473,7 @@ class Evaluator:
             directions: (M, K), of the `relevant` weights only.
         """
         self.changes = None
-        self._directions = directions
+        self._directions = None if directions is None else directions.to(self._potential.device)
 
     def __call__(
         self, positions: np.ndarray, cell: np.ndarray | None = None
@@ -473,10 +482,10 @@ class Evaluator:
         graphs = self._graphs
         edges = self._neighbours.edges(positions, cell)
         if self._neighbours.rebuilt:
-            graphs.senders = torch.as_tensor(edges.senders)
-            graphs.receivers = torch.as_tensor(edges.receivers)
-            graphs.shifts = torch.as_tensor(edges.shifts, dtype=self._potential.dtype)
-        graphs.positions = torch.as_tensor(positions, dtype=self._potential.dtype)
+            graphs.senders = self._potential._indices(edges.senders)
+            graphs.receivers = self._potential._indices(edges.receivers)
+            graphs.shifts = self._potential._reals(edges.shifts)
+        graphs.positions = self._potential._reals(positions)
         if cell is not None:
             graphs.volumes = np.array([abs(np.linalg.det(cell))])
         stress, weights = cell is not None, self._directions is not None
@@ -488,24 +497,27 @@ class Evaluator:
             gradient = found.gradient
         elif not stress and not weights:
             energy, force = self._potential.energy_and_forces(graphs)
-            return float(energy.detach()) + float(graphs.isolated[0]), force.numpy().astype(float)
+            return float(energy.detach()) + float(graphs.isolated[0]), _array(force)
         else:
             found = self._potential._derivatives(graphs, stress=stress, weights=weights)
             gradient = found.gradient[self._columns] if weights else found.gradient
         self.stress = found.stress
         if self._directions is not None:
-            self.changes = (self._directions @ gradient).double().numpy()
+            self.changes = _array(self._directions @ gradient)
         return found.energy, found.forces
 
 
+def _array(values: torch.Tensor) -> np.ndarray:
+    return values.detach().cpu().numpy().astype(np.float64)
+
+
 def _split(values: torch.Tensor, sizes: tuple[int, ...]) -> tuple[np.ndarray, ...]:
-    arrays = values.detach().numpy().astype(np.float64)
-    return tuple(np.split(arrays, np.cumsum(sizes)[:-1]))
+    return tuple(np.split(_array(values), np.cumsum(sizes)[:-1]))
 
 
 def _stress(slope: torch.Tensor, graphs: GraphBatch) -> np.ndarray:
     """Return the stress (S, 3, 3), eV/Å³, from ∂E/∂strain; nan where there is no volume."""
-    return slope.detach().numpy().astype(np.float64) / graphs.volumes[:, None, None]
+    return _array(slope) / graphs.volumes[:, None, None]
 
 
 def _fill(

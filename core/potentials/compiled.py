@@ -108,6 +108,9 @@ class Compiler:
         self._child: _Child | None = None
         self._stopped = potential.recipe() is None
         self.news: list[Compilation] = []
+        if potential.device.type != "cpu":
+            self._stopped = True
+            self.news.append(Compilation(problem="they are compiled for the processor only"))
 
     def program(self, graphs: GraphBatch, *, stress: bool, weights: bool) -> Program | None:
         """Return the program for such steps, if it is there and has room for these edges."""

@@ -41,6 +41,11 @@ class InvariantLayers:
         self._embedding = module.node_embedding
         self._n_elements = len(module.atomic_numbers)
 
+    def move_to(self, device: torch.device) -> None:
+        """Keep the constants on `device`; the module is moved by its owner."""
+        for layer in self._layers:
+            layer.contraction.move_to(device)
+
     @staticmethod
     def suits(module: Any) -> bool:
         """Whether every layer of `module` is of the kind evaluated here."""
@@ -63,7 +68,7 @@ class InvariantLayers:
             harmonics: (E, (l_max + 1)²). radial: (E, R) radial basis, cutoff included.
         """
         slots = _Slots(graphs, harmonics)
-        one_hot = torch.eye(self._n_elements, dtype=harmonics.dtype)
+        one_hot = torch.eye(self._n_elements, dtype=harmonics.dtype, device=harmonics.device)
         table = self._embedding(one_hot)
         elements = _Elements(graphs, self._n_elements)
         features, found = table, []
@@ -143,7 +148,8 @@ def places(receivers: torch.Tensor, n_atoms: int) -> tuple[torch.Tensor, int]:
     counts = torch.bincount(receivers, minlength=n_atoms)
     width = int(counts.max()) if len(receivers) else 0
     first = torch.cumsum(counts, 0) - counts
-    return receivers * width + torch.arange(len(receivers)) - first[receivers], width
+    rank = torch.arange(len(receivers), device=receivers.device) - first[receivers]
+    return receivers * width + rank, width
 
 
 @dataclass
@@ -242,6 +248,13 @@ class _Contraction:
         # solved for, with rounding that varies from call to call: rounded to be the same always
         self._mixes = tuple(mix.round(decimals=DECIMALS).to(dtype) for mix in mixes)
         self._source = source
+
+    def move_to(self, device: torch.device) -> None:
+        """Keep the constants on `device`."""
+        self._mixes = tuple(mix.to(device) for mix in self._mixes)
+        for name, value in vars(self._invariants).items():
+            if isinstance(value, torch.Tensor):
+                setattr(self._invariants, name, value.to(device))
 
     def __call__(self, basis: list[torch.Tensor], graphs: GraphBatch) -> torch.Tensor:
         """Contract the atomic basis, (ΣN, 2l + 1, C) of each degree l, to scalars (ΣN, C)."""

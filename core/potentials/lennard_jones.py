@@ -57,5 +57,5 @@ class LennardJones(TorchPotential):
         sigma = radius.index_select(0, first) + radius.index_select(0, second)
         s6 = (sigma / r) ** 6
         pair = 0.5 * 4 * epsilon * (s6 * s6 - s6) * smooth
-        nodes = torch.zeros(len(graphs.species), dtype=self.dtype).index_add(0, i, pair)
+        nodes = pair.new_zeros(len(graphs.species)).index_add(0, i, pair)
         return nodes, nodes[:, None]

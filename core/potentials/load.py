@@ -11,6 +11,7 @@ from core.assets import model_folder
 from core.errors import ModelError
 from core.potentials import bundle
 from core.potentials.base import TorchPotential
+from core.potentials.device import CPU, require_cuda
 from core.potentials.lennard_jones import LennardJones
 
 _LATER = "_zeroed"
@@ -31,12 +32,23 @@ def available() -> dict[str, str]:
     }
 
 
-def load(name: str, *, dtype: str = "float32") -> TorchPotential:
+def load(name: str, *, dtype: str = "float32", device: str = "cpu") -> TorchPotential:
     """Load a potential by name or from a bundle folder.
 
+    Args:
+        device: "cpu" or "cuda".
+
     Raises:
-        UnsafeFileError: `name` is a pickled checkpoint. ModelError: nothing of that name.
+        UnsafeFileError: `name` is a pickled checkpoint. ModelError: nothing of that name, or no
+            such device.
     """
+    place = require_cuda() if device == "cuda" else CPU
+    potential = _loaded(name, dtype)
+    potential.move_to(place)
+    return potential
+
+
+def _loaded(name: str, dtype: str) -> TorchPotential:
     if name.partition(":")[0] == "lennard-jones":
         return _lennard_jones(name, DTYPES[dtype])
     folder = model_folder(name)

@@ -173,9 +173,8 @@ class MacePotential(TorchPotential):
         """Return interaction energies (ΣN,) and the scalar features of all layers (ΣN, D)."""
         module: Any = self.module
         harmonics, radial, *others = geometry
-        atoms = torch.arange(len(graphs.species))
         heads = torch.full_like(graphs.index, graphs.head)
-        energy = torch.zeros(len(atoms), dtype=self.dtype)
+        energy = radial.new_zeros(len(graphs.species))
         if hasattr(module, "pair_repulsion"):
             energy = others.pop(0)
         if self._invariant is not None and not others:
@@ -189,6 +188,12 @@ class MacePotential(TorchPotential):
         if hasattr(module, "scale_shift"):
             energy = module.scale_shift(energy, heads)
         return energy, torch.cat(scalars, dim=-1)
+
+    def move_to(self, device: torch.device) -> None:
+        """Compute on `device` from now on; graphs and evaluators made before are of no more use."""
+        super().move_to(device)
+        if self._invariant is not None:
+            self._invariant.move_to(device)
 
     def parts(self) -> dict[str, str]:
         """Return parameter name -> part of the network."""
@@ -250,13 +255,14 @@ class MacePotential(TorchPotential):
             elif not name.startswith(("atomic_energies_fn.", "scale_shift.")):
                 state[name] = tensor
         made.module.load_state_dict(state)
+        made.move_to(self.device)
         return made
 
     def recipe(self) -> Recipe:
         """Return what the same model, with any weights, can be built from elsewhere."""
         trained = {name for name, p in self.module.named_parameters() if p.requires_grad}
         state = self.module.state_dict()
-        constants = {k: v.clone() for k, v in state.items() if k not in trained}
+        constants = {k: v.cpu().clone() for k, v in state.items() if k not in trained}
         return Recipe(self.config, self.dtype, constants)
 
     def relevant(self, numbers: np.ndarray) -> torch.Tensor:
@@ -289,7 +295,8 @@ class MacePotential(TorchPotential):
         """Return the elements one-hot (ΣN, elements) and the edge index (2, E)."""
         attrs = graphs.one_hot
         if attrs is None:
-            attrs = graphs.by_element(torch.eye(len(self.elements), dtype=self.dtype))
+            every = torch.eye(len(self.elements), dtype=self.dtype, device=self.device)
+            attrs = graphs.by_element(every)
         return attrs, torch.stack([graphs.senders, graphs.receivers])
 
     def _equivariant(

@@ -45,7 +45,7 @@ class Members:
         self._potential = potential
         self.network = Network(potential)
         self.stack: int | None = None
-        self._measured_for = (0, 0, 0)
+        self._measured_for: tuple[Any, ...] = (0, 0, 0, None)
 
     def __call__(
         self, structure: Structure, thetas: torch.Tensor
@@ -58,9 +58,9 @@ class Members:
         program = self._program(graphs)
         if program is not None:
             return self._one_by_one(program, graphs, thetas)
-        energies, forces, strain = self._evaluate(graphs, thetas)
-        stress = strain.double().numpy() / structure.volume if structure.is_bulk else None
-        return energies.double().numpy(), forces.double().numpy(), stress
+        found = self._evaluate(graphs, thetas.to(self._potential.device))
+        energies, forces, strain = (values.double().cpu().numpy() for values in found)
+        return energies, forces, strain / structure.volume if structure.is_bulk else None
 
     def slopes(
         self, structure: Structure, theta: torch.Tensor, directions: torch.Tensor
@@ -100,14 +100,12 @@ class Members:
         self, graphs: GraphBatch, thetas: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return energies (M,), forces (M, N, 3) and ∂E/∂strain (M, 3, 3), in stacks."""
-        n, edges = len(thetas), len(graphs.senders)
-        measured, *rest = self._measured_for
-        if (
-            rest != [n, torch.get_num_threads()]
-            or not measured / CHANGED < edges < measured * CHANGED
-        ):
+        edges = len(graphs.senders)
+        now = len(thetas), torch.get_num_threads(), thetas.device
+        measured, *then = self._measured_for
+        if tuple(then) != now or not measured / CHANGED < edges < measured * CHANGED:
             self.stack = self._measured(graphs, thetas)
-            self._measured_for = (edges, n, torch.get_num_threads())
+            self._measured_for = (edges, *now)
         assert self.stack is not None
         parts = [self._stacked(graphs, part) for part in thetas.split(self.stack)]
         energies, forces, strain = zip(*parts, strict=True)
@@ -133,7 +131,7 @@ class Members:
         times = []
         for _ in range(ROUNDS):
             began = time.perf_counter()
-            self._stacked(graphs, thetas)
+            self._stacked(graphs, thetas)[0].cpu()  # waits for the device
             times.append(time.perf_counter() - began)
         return min(times)
 
@@ -147,7 +145,7 @@ class Members:
         k = len(thetas)
         copies = graphs.repeated(k)
         copies.positions.requires_grad_(True)
-        strain = torch.zeros(k, 3, 3, dtype=thetas.dtype)
+        strain = thetas.new_zeros(k, 3, 3)
         if np.isfinite(graphs.volumes).all():
             copies.strain = strain.requires_grad_(True)
         parts = [part.view(k, -1, *part.shape[1:]) for part in self._potential.geometry(copies)]

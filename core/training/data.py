@@ -37,11 +37,12 @@ class Dataset:
     def __init__(self, potential: Potential, labels: LabelSet, *, head: str | None = None) -> None:
         self._potential, self._head = potential, head or potential.head
         self._structures = labels.structures
-        self._forces = [torch.as_tensor(f, dtype=potential.dtype) for f in labels.forces]
+        self._kind: dict[str, Any] = {"dtype": potential.dtype, "device": potential.device}
+        self._forces = [torch.as_tensor(f, **self._kind) for f in labels.forces]
         with potential.using(self._head):
             isolated = np.array([potential.isolated_energy(s) for s in labels.structures])
         targets = np.asarray(labels.energies, dtype=np.float64) - isolated
-        self._energies = torch.as_tensor(targets, dtype=potential.dtype)
+        self._energies = torch.as_tensor(targets, **self._kind)
         self._edges = [potential.edges(s) for s in labels.structures]
 
     def __len__(self) -> int:
@@ -64,7 +65,7 @@ class Dataset:
             graphs=graphs,
             energies=self._energies[list(indices)],
             forces=torch.cat([self._forces[i] for i in indices]),
-            n_atoms=torch.tensor([len(s) for s in structures], dtype=self._potential.dtype),
+            n_atoms=torch.tensor([len(s) for s in structures], **self._kind),
         )
 
 

@@ -73,7 +73,7 @@ class LowRank(Blocks):
         matrices = potential.matrices()
         self._base = [p.detach().clone() for p in self.needed]
         self._changes = [
-            [_start(matrix, rank, p.dtype, rng) for matrix in matrices[name]]
+            [_start(matrix, rank, p, rng) for matrix in matrices[name]]
             for name, p in zip(self.names, self.needed, strict=True)
         ]
         self.free = [p for changes in self._changes for c in changes for p in (c.b, c.a)]
@@ -97,10 +97,10 @@ class LowRank(Blocks):
 
 
 def _start(
-    matrix: tuple[int, int, int], rank: int, dtype: torch.dtype, rng: np.random.Generator
+    matrix: tuple[int, int, int], rank: int, like: torch.Tensor, rng: np.random.Generator
 ) -> _Change:
     start, rows, columns = matrix
     r = min(rank, rows, columns)
-    a = torch.as_tensor(rng.standard_normal((r, columns)) / np.sqrt(r), dtype=dtype)
+    a = torch.as_tensor(rng.standard_normal((r, columns)) / np.sqrt(r)).to(like)
     where = slice(start, start + rows * columns)
-    return _Change(where, torch.zeros(rows, r, dtype=dtype), a)
+    return _Change(where, a.new_zeros(rows, r), a)

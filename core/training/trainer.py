@@ -281,9 +281,9 @@ class Trainer:
 
     def load(self, path: Path) -> None:
         """Continue from a checkpoint written by `save`; only plain data is read from it."""
-        state = torch.load(path, weights_only=True)
+        state = torch.load(path, weights_only=True, map_location="cpu")
         self.potential.set_theta(state["theta"])
-        self.average = state["average"]
+        self.average = [tensor.to(self.potential.device) for tensor in state["average"]]
         self.moves.restore(state["free"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.epoch, self.steps, self.seconds = state["counters"]

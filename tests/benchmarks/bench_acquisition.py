@@ -1,0 +1,346 @@
+"""Which frames of a pool to label: kernels of the model itself, beside what others choose by.
+
+    flywise bench acquisition [--only WORD] [--list]
+
+Three reactions at GFN2-xTB (see `pools`) and 3BPA, from the bundled GFN1-xTB model; one pool is
+biased: the Diels-Alder reaction's with the product's side only, tested on the whole. Every method
+is given the same ten labelled frames, chosen at random, and chooses the rest of the budget from a
+thousand; the bundled model is fine-tuned naively on all of them, and tested on frames fixed
+beforehand. A second table ranks: how what is left unknown of a frame, with the ten labelled, goes
+with the error of a model fine-tuned on the ten. Needs the extra `bench` (dscribe, for SOAP). Cells
+are kept under `results/acquisition`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from functools import lru_cache, partial
+from typing import Any, cast
+
+import numpy as np
+import torch
+from common import RESULTS, cell, context, machine, table
+from fixed_data import three_bpa
+from pools import REACTIONS, pool
+
+from core.acquisition.features import Features, Kind, Recipe
+from core.acquisition.screening import ACTIVATION_NOISE, Activations, Shortlist
+from core.acquisition.selection import at_random, greedy_determinant, top
+from core.campaign.finetune import isolated_energies
+from core.contracts import LabelSet, Potential
+from core.finetuning.receipt import errors
+from core.finetuning.strategies import strategy
+from core.finetuning.tuning import Tuning, TuningSettings, subset
+from core.potentials import load
+from core.potentials.mace import MacePotential
+from core.structures import Structure
+from core.uncertainty import rank_correlation
+
+DTYPE, THREADS = "float32", 1
+POOL, TESTS, FIRST = 1000, 300, 10
+BUDGETS, SEEDS = (20, 40, 80, 160), (1, 2, 3)
+STEPS, RATE = 600, 3e-3
+"""Of every fine-tuning, whatever the number of labels; the rate falls to a hundredth."""
+COMMITTEE = 4
+BIASED = "Diels-Alder, one side"
+POOLS = (*REACTIONS, "3BPA", BIASED)
+OURS = ("joint", "force-ntk", "ntk", "activation")
+RIVALS = ("random", "SOAP", "random network", "committee")
+METHODS = (*OURS, *RIVALS)
+SOAP = {"r_cut": 4.5, "n_max": 6, "l_max": 4, "sigma": 0.3}
+
+
+@lru_cache(maxsize=2)
+def data(name: str) -> tuple[LabelSet, LabelSet]:
+    """Return a pool and the frames to test with, none of them in it."""
+    rng = np.random.default_rng(0)
+    if name == "3BPA":
+        train, test = three_bpa("300K"), three_bpa("mixedT")
+        chosen = rng.permutation(len(test))
+        both = (train, subset(test, chosen[TESTS:]))
+        joined = LabelSet(
+            tuple(s for part in both for s in part.structures),
+            np.concatenate([part.energies for part in both]),
+            tuple(f for part in both for f in part.forces),
+        )
+        order = rng.permutation(len(joined))[:POOL]
+        return subset(joined, order), subset(test, chosen[:TESTS])
+    reaction = REACTIONS[name.partition(",")[0]]
+    frames, values = pool(reaction, POOL + TESTS, 1)
+    order = rng.permutation(len(frames))
+    test, rest = order[:TESTS], order[TESTS:]
+    if name == BIASED:
+        rest = rest[values[rest] < np.mean(reaction.ends)]
+    return subset(frames, rest), subset(frames, test)
+
+
+def model() -> MacePotential:
+    """Return the foundation."""
+    return cast(MacePotential, load("bundled", dtype=DTYPE))
+
+
+def tuned(labels: LabelSet, seed: int) -> Potential:
+    """Return the foundation fine-tuned naively on labels."""
+    start = model()
+    per_epoch = -(-len(labels) // 5)
+    naive = strategy("naive")
+    settings = TuningSettings(
+        steps=per_epoch * max(1, round(STEPS / per_epoch)), batch_size=5, validation=0.0,
+        patience=10**9, learning_rate=RATE, seed=seed,
+    )  # fmt: skip
+    tuning = Tuning(
+        start, labels, naive, settings,
+        isolated=isolated_energies(start, labels, "estimated", None),
+    )  # fmt: skip
+    for _ in tuning.epochs():
+        pass
+    return tuning.finish()[0]
+
+
+def untrained() -> MacePotential:
+    """Return a model of the same make with random weights."""
+    torch.manual_seed(0)
+    return MacePotential(model().config, name="random", dtype=torch.float32)
+
+
+@lru_cache(maxsize=12)
+def rows(name: str, kind: Kind, random_network: bool = False) -> list[np.ndarray]:
+    """Return the features of every frame of a pool."""
+    potential = untrained() if random_network else model()
+    return list(Features(potential, Recipe(kind))(data(name)[0].structures))
+
+
+@lru_cache(maxsize=2)
+def soap(name: str) -> np.ndarray:
+    """Return the mean SOAP vector (S, D) of every frame of a pool."""
+    from dscribe import descriptors
+
+    frames = data(name)[0].structures
+    symbols = sorted({s for f in frames for s in f.to_atoms().get_chemical_symbols()})
+    describe = descriptors.SOAP(species=symbols, average="off", **SOAP)
+    return np.array([describe.create(f.to_atoms()).mean(axis=0) for f in frames])
+
+
+@lru_cache(maxsize=2)
+def committee(name: str, seed: int) -> list[Potential]:
+    """Return the committee trained on the first frames, each member on another draw of them."""
+    labels, members = data(name)[0], []
+    for k in range(COMMITTEE):
+        drawn = np.random.default_rng([seed, k]).choice(first(name, seed), size=FIRST)
+        members.append(tuned(subset(labels, drawn), 10 * seed + k))
+    return members
+
+
+def first(name: str, seed: int) -> np.ndarray:
+    """Return the frames that are labelled before any choice."""
+    return np.random.default_rng([seed, 7]).permutation(len(data(name)[0]))[:FIRST]
+
+
+class Chooser:
+    """A method on one pool with the first frames labelled.
+
+    Attributes:
+        scores: (S,) what is left unknown of every frame; None at random.
+    """
+
+    def __init__(self, name: str, method: str, seed: int) -> None:
+        known = first(name, seed)
+        self._open = np.setdiff1d(np.arange(len(data(name)[0])), known)
+        self._rng = np.random.default_rng(seed)
+        self._choose: Callable[[int], list[int]]
+        self.scores: np.ndarray | None = None
+        if method == "random":
+            self._choose = lambda n: at_random(len(self._open), n, self._rng)
+        elif method == "committee":
+            self.scores = _disagreement(committee(name, seed), data(name)[0].structures)
+            self._choose = lambda n: top(self.scores[self._open], n)  # type: ignore[index]
+        elif method in ("activation", "SOAP", "random network"):
+            self._vectors(_pooled(name, method), known)
+        else:
+            self._kernel(rows(name, cast(Kind, method)), known, method != "force-ntk")
+
+    def _vectors(self, pooled: np.ndarray, known: np.ndarray) -> None:
+        found = Activations(pooled, pooled[known])
+        self.scores = found.scores()
+        left = found.of(self._open)
+        self._choose = lambda n: greedy_determinant(
+            left, n, noise=ACTIVATION_NOISE, train=found.train
+        )
+
+    def _kernel(self, found: list[np.ndarray], known: np.ndarray, has_energy: bool) -> None:
+        train = [found[i] for i in known]
+        self.scores = Shortlist(found, has_energy=has_energy, train=train).scores().total
+        left = [found[i] for i in self._open]
+        self._choose = lambda n: Shortlist(left, has_energy=has_energy, train=train).choose(n)
+
+    def choose(self, n: int) -> np.ndarray:
+        """Return n more frames."""
+        return self._open[np.asarray(self._choose(n), dtype=int)]
+
+
+def _pooled(name: str, method: str) -> np.ndarray:
+    if method == "SOAP":
+        return soap(name)
+    return np.concatenate(rows(name, "activation", method == "random network"))
+
+
+def _disagreement(members: list[Potential], structures: tuple[Structure, ...]) -> np.ndarray:
+    """Return of every frame the largest spread of a force among the members, eV/Å."""
+    every = [member.predict(structures).forces for member in members]
+    return np.array([
+        float(np.sqrt(np.var(np.stack(forces), axis=0).sum(axis=1)).max())
+        for forces in zip(*cast(Any, every), strict=True)
+    ])  # fmt: skip
+
+
+def learned(name: str, method: str, n: int, seed: int) -> dict[str, Any]:
+    """Return the errors after fine-tuning on the first frames and those a method chose."""
+    labels, test = data(name)
+    chosen = Chooser(name, method, seed).choose(n - FIRST)
+    potential = tuned(subset(labels, np.concatenate([first(name, seed), chosen])), seed)
+    return {"test": vars(errors(potential, test)), "context": context(dtype=DTYPE)}
+
+
+def ranked(name: str, seed: int) -> dict[str, Any]:
+    """Return how well each method ranks the errors on the pool after the first frames."""
+    labels = data(name)[0]
+    said = tuned(subset(labels, first(name, seed)), seed).predict(labels.structures)
+    force = [
+        np.sqrt(((f - g) ** 2).mean())
+        for f, g in zip(labels.forces, said.forces or (), strict=True)
+    ]
+    energy = np.abs(labels.energies - said.energies)
+    rest = np.setdiff1d(np.arange(len(labels)), first(name, seed))
+    found = {}
+    for method in METHODS:
+        scores = Chooser(name, method, seed).scores
+        if scores is not None:
+            found[method] = {
+                "force": rank_correlation(np.array(force)[rest], scores[rest]),
+                "energy": rank_correlation(energy[rest], scores[rest]),
+            }
+    return found
+
+
+def wanted() -> list[tuple[str, Callable[[], dict[str, Any]]]]:
+    """Return name and maker of every cell, a seed at a time."""
+    cells: list[tuple[str, Callable[[], dict[str, Any]]]] = []
+    for seed in SEEDS:
+        for name in POOLS:
+            cells.append((_named(name, "ranks", seed), partial(ranked, name, seed)))
+            cells += [
+                (_named(name, method, n, seed), partial(learned, name, method, n, seed))
+                for n in BUDGETS for method in METHODS
+            ]  # fmt: skip
+    return cells
+
+
+def _named(*parts: Any) -> str:
+    return "-".join(str(part).replace(", ", "-").replace(" ", "-") for part in parts)
+
+
+def needed(
+    found: dict[str, dict[str, Any]], name: str, method: str, what: str, target: float
+) -> float:
+    """Return the labels a method needs for an error, between budgets on a double logarithmic scale.
+
+    nan where the last budget does not reach it; the first budget where that reaches it.
+    """
+    means = [_mean(found, name, method, n, what) for n in BUDGETS]
+    if np.isnan(means).any():
+        return float("nan")
+    best = np.minimum.accumulate(means)
+    if best[0] <= target:
+        return float(BUDGETS[0])
+    if best[-1] > target:
+        return float("nan")
+    after = int(np.argmax(best <= target))
+    a, b = np.log(best[after - 1]), np.log(best[after])
+    part = (a - np.log(target)) / (a - b)
+    low, high = np.log(BUDGETS[after - 1]), np.log(BUDGETS[after])
+    return float(np.exp(low + part * (high - low)))
+
+
+def _mean(found: dict[str, dict[str, Any]], name: str, method: str, n: int, what: str) -> float:
+    values = [found.get(_named(name, method, n, seed)) for seed in SEEDS]
+    return float(np.mean([v["test"][what] for v in values if v])) if any(values) else float("nan")
+
+
+def main() -> None:
+    """Measure what is not there yet, and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", default="", help="Cells whose name holds this word.")
+    parser.add_argument("--list", action="store_true", help="Print what is there, measure nothing.")
+    options = parser.parse_args()
+    torch.set_num_threads(THREADS)
+    found = {}
+    for name, make in wanted():
+        there = (RESULTS / "acquisition" / f"{name}.json").exists()
+        if there or (options.only in name and not options.list):
+            found[name] = cell("acquisition", name, make)
+            if not there:
+                print(name, flush=True)
+    for what, unit in (("force", "meV/Å"), ("energy", "meV/atom")):
+        print(_curves(found, what, unit))
+    print(_saved(found))
+    print(_ranks(found))
+    print(machine(context(threads=THREADS, dtype=DTYPE, seeds=str(SEEDS), steps=STEPS)))
+
+
+def _curves(found: dict[str, dict[str, Any]], what: str, unit: str) -> str:
+    lines = []
+    for name in POOLS:
+        for method in METHODS:
+            shown = []
+            for n in BUDGETS:
+                cells = [found.get(_named(name, method, n, seed)) for seed in SEEDS]
+                values = [1e3 * c["test"][what] for c in cells if c]
+                spread = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
+                shown.append(f"{np.mean(values):.1f}{spread}" if values else "")
+            if any(shown):
+                lines.append([name, method, *shown])
+    columns = ("pool", "chosen by", *(f"{n} labels" for n in BUDGETS))
+    return table(f"RMSE of the {what}, {unit}, mean and spread over seeds", columns, lines)
+
+
+def _saved(found: dict[str, dict[str, Any]]) -> str:
+    """Labels for the error that the strongest rival has at the last budget but one."""
+    lines = []
+    for what in ("energy", "force"):
+        saved = {method: [] for method in OURS}
+        for name in POOLS:
+            at = BUDGETS[-2]
+            targets = {r: _mean(found, name, r, at, what) for r in RIVALS}
+            if np.isnan(list(targets.values())).any():
+                continue
+            rival = min(targets, key=lambda r: targets[r])
+            ours = {m: needed(found, name, m, what, targets[rival]) for m in OURS}
+            for method, n in ours.items():
+                saved[method].append(1 - n / at if np.isfinite(n) else -1.0)
+            lines.append([what, name, rival, at, *(ours[m] for m in OURS)])
+        if any(saved.values()):
+            middle = [f"{100 * float(np.median(saved[m])):.0f} % fewer" for m in OURS]
+            lines.append([what, "median of the pools", "", "", *middle])
+    columns = ("error", "pool", "strongest rival", "its labels", *OURS)
+    return table("Labels for the same error", columns, lines)
+
+
+def _ranks(found: dict[str, dict[str, Any]]) -> str:
+    lines = []
+    for name in POOLS:
+        cells = [c for seed in SEEDS if (c := found.get(_named(name, "ranks", seed)))]
+        for what in ("force", "energy"):
+            if cells:
+                shown = [
+                    float(np.mean([c[m][what] for c in cells])) if m in cells[0] else "–"
+                    for m in METHODS
+                ]
+                lines.append([name, what, *shown])
+    return table(
+        "Spearman of what is left unknown with the error", ("pool", "error", *METHODS), lines
+    )
+
+
+if __name__ == "__main__":
+    main()
