@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import platform
 from collections.abc import Iterator
@@ -171,12 +172,28 @@ class Tuning:
         """Go on from a checkpoint."""
         self.trainer.load(path)
 
-    def finish(self) -> tuple[Potential, Receipt]:
-        """Put the best weights in force; return the tuned potential and the receipt."""
+    @contextlib.contextmanager
+    def as_finished(self) -> Iterator[Potential]:
+        """Give the potential as `finish` would return it now; afterwards it is as before."""
+        theta = self.potential.get_theta()
+        self._put()
+        try:
+            yield self.potential
+        finally:
+            self.potential.set_theta(theta)
+            self.potential.set_isolated(self.isolated.energies)
+
+    def _put(self) -> tuple[torch.Tensor, IsolatedEnergies]:
+        """Put the best weights (P,) in force, and isolated atoms that go with them."""
         after = self.trainer.result()
         self.potential.set_theta(after)
-        self.isolated = self._refitted()
-        self.potential.set_isolated(self.isolated.energies)
+        isolated = self._refitted()
+        self.potential.set_isolated(isolated.energies)
+        return after, isolated
+
+    def finish(self) -> tuple[Potential, Receipt]:
+        """Put the best weights in force; return the tuned potential and the receipt."""
+        after, self.isolated = self._put()
         s = asdict(self.settings) | {
             k: v for k, v in asdict(self.trainer.settings).items() if math.isfinite(v)
         }

@@ -84,7 +84,7 @@ def _difference(
 ) -> str:
     """Return how energy and forces differ, or an empty string."""
     for name, now, then in zip(("energy", "forces"), found, expected, strict=True):
-        worst = float(np.abs(np.asarray(now) - then).max())
-        if not worst <= allowed * max(1.0, float(np.abs(then).max())):
+        worst = float(np.abs(np.asarray(now) - np.asarray(then)).max())
+        if not worst <= allowed * max(1.0, float(np.abs(np.asarray(then)).max())):
             return f"its {name} differs by {worst:.2g}"
     return ""

@@ -9,8 +9,9 @@ degree, and the contraction goes through a basis of the independent invariants.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from itertools import combinations_with_replacement
+from itertools import combinations_with_replacement, product
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -339,21 +340,29 @@ def _second_rank() -> torch.Tensor:
 class _Monomials:
     """The invariants of features of any degree, in a sparse basis of what the paths span.
 
-    A cubic V_r is summed as Σ_i x_i (Σ_jl v_rijl x_j x_l).
+    A cubic V_r is summed as Σ_i x_i (Σ_jl v_rijl x_j x_l), where i are the components of one
+    degree, chosen so that few products x_j x_l are needed.
     """
 
     def __init__(self, n: int, bases: list[Any], dtype: torch.dtype) -> None:
         (triples, cubic), (pairs, quadratic), (lines, linear) = bases
-        needed = sorted({tuple(p) for p in pairs} | {tuple(t[1:]) for t in triples})
+        squares = {tuple(pairs[k]) for k in (quadratic != 0).any(0).nonzero().flatten().tolist()}
+        terms = [
+            [(tuple(triples[k]), float(row[k])) for k in row.nonzero().flatten().tolist()]
+            for row in cubic
+        ]
+        parted = _parted(terms, squares)
+        needed = sorted(squares | {pair for path in parted for _, pair, _ in path})
         column = {pair: k for k, pair in enumerate(needed)}
         inner: dict[tuple[int, int], torch.Tensor] = {}
-        for path, row in enumerate(cubic):
-            for k in row.nonzero().flatten().tolist():
-                key = (path, triples[k][0])
-                inner.setdefault(key, torch.zeros(len(needed)).double())
-                inner[key][column[tuple(triples[k][1:])]] = row[k]
+        for k, path in enumerate(parted):
+            for outer, pair, value in path:
+                inner.setdefault((k, outer), torch.zeros(len(needed)).double())
+                inner[k, outer][column[pair]] += value
         direct = torch.zeros(len(quadratic), len(needed)).double()
-        direct[:, [column[tuple(p)] for p in pairs]] = quadratic
+        for k, pair in enumerate(pairs):
+            if tuple(pair) in column:
+                direct[:, column[tuple(pair)]] = quadratic[:, k]
         pick = torch.eye(n, dtype=dtype)
         self._first = pick[[p[0] for p in needed]]
         self._second = pick[[p[1] for p in needed]]
@@ -383,6 +392,45 @@ class _Monomials:
         cubic = self._collect @ (inner * (self._outer @ flat))
         found = torch.cat([cubic, quadratic, self._linear @ flat])
         return found.view(-1, atoms, channels).transpose(0, 1)
+
+
+Term = tuple[int, tuple[int, int], float]
+"""Of a cubic polynomial: x_i, the pair (j, l) with it, and the coefficient of their product."""
+
+
+def _parted(
+    paths: list[list[tuple[tuple[int, ...], float]]], squares: set[tuple[int, ...]]
+) -> list[list[Term]]:
+    """Return the terms of each path parted into one factor and a pair.
+
+    The factor is of the same degree in all terms of a path; the degrees are those by which the
+    fewest pairs are needed beside `squares`, then the fewest factors.
+    """
+    choices = [
+        [_parts_by(path, degree) for degree in sorted({_degree(i) for i in path[0][0]})]
+        for path in paths
+    ]
+
+    def cost(parted: tuple[list[Term], ...]) -> tuple[int, int]:
+        pairs = squares | {pair for path in parted for _, pair, _ in path}
+        return len(pairs), sum(len({outer for outer, *_ in path}) for path in parted)
+
+    return list(min(product(*choices), key=cost))
+
+
+def _parts_by(path: list[tuple[tuple[int, ...], float]], degree: int) -> list[Term]:
+    found = []
+    for monomial, value in path:
+        rest = list(monomial)
+        outer = next(i for i in monomial if _degree(i) == degree)
+        rest.remove(outer)
+        found.append((outer, (rest[0], rest[1]), value))
+    return found
+
+
+def _degree(component: int) -> int:
+    """Return the degree of a component of the harmonics: 0, 1, 1, 1, 2, …."""
+    return math.isqrt(component)
 
 
 def _sparse_basis(paths: torch.Tensor) -> tuple[list[list[int]], torch.Tensor, torch.Tensor]:

@@ -244,7 +244,8 @@ class MacePotential(TorchPotential):
         made = MacePotential(config, name=self.name, dtype=self.dtype)
         state = made.module.state_dict()
         index, before, now = self.heads.index(self.head), len(self.heads), len(heads)
-        for name, tensor in self.module.state_dict().items():
+        for name, there in self.module.state_dict().items():
+            tensor = there.cpu()
             if name.startswith("readouts."):
                 owner, _, kind = name.rpartition(".")
                 if kind == "weight" and max(before, now) > 1:

@@ -63,9 +63,9 @@ class Dataset:
             graphs = self._potential.collate(structures, [self._edges[i] for i in indices])
         return Example(
             graphs=graphs,
-            energies=self._energies[list(indices)],
+            energies=torch.cat([self._energies[i : i + 1] for i in indices]),
             forces=torch.cat([self._forces[i] for i in indices]),
-            n_atoms=torch.tensor([len(s) for s in structures], **self._kind),
+            n_atoms=torch.as_tensor(np.array([len(s) for s in structures]), **self._kind),
         )
 
 

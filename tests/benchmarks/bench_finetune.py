@@ -110,11 +110,11 @@ def ours(system: str, name: str, n: int, seed: int, folder: Path) -> dict[str, A
     curve = []
     for progress in tuning.epochs():
         if progress.epoch % 2 == 0 or progress.epoch == EPOCHS:
-            theta = tuning.potential.get_theta()
-            tuning.potential.set_theta(tuning.trainer.result())
-            found = errors(tuning.potential, test)
-            tuning.potential.set_theta(theta)
-            curve.append([prepared + progress.seconds, found.energy, found.force])
+            began = time.perf_counter()
+            with tuning.as_finished() as potential:
+                ended = time.perf_counter() - began
+                found = errors(potential, test)
+            curve.append([prepared + progress.seconds + ended, found.energy, found.force])
     tuned, receipt = tuning.finish()
     before = errors(tuning.start, test)
     own_errors = receipt.errors["foundation's own"]

@@ -314,6 +314,21 @@ def assert_watched(potential, posterior, state, watched, structure):
     assert seen == pytest.approx(posterior.spread(state, structure).sigma_energy, rel=1e-4)
 
 
+def test_what_it_would_end_with_is_shown_without_ending(foundation, labels):
+    made = tuning(foundation, labels, "naive")
+    for progress in made.epochs():
+        if progress.epoch == 2:
+            before = made.potential.get_theta(), made.potential.isolated_energies.copy()
+            with made.as_finished() as potential:
+                shown = potential.predict(labels.structures)
+            assert torch.equal(made.potential.get_theta(), before[0])
+            np.testing.assert_array_equal(made.potential.isolated_energies, before[1])
+            break
+    ended = made.finish()[0].predict(labels.structures)
+    np.testing.assert_array_equal(ended.energies, shown.energies)
+    assert np.abs(ended.energies - labels.energies).mean() < 0.2  # their constant is met
+
+
 def test_total_energies_of_other_compositions_are_not_promised(foundation, labels):
     other = labelled(small_mace(2), frames(["CH4"], 3))
     _, _, found = finished(foundation, labels, "naive", held_out=other)
