@@ -131,10 +131,8 @@ class Trainer:
         )  # fmt: skip
         self.others, self.validation = tuple(others), validation
         self.moves = moves or Blocks(potential)
-        self.optimizer = torch.optim.Adam(
-            self.moves.free, lr=settings.learning_rate, amsgrad=True,
-            fused=potential.device.type in ("cpu", "cuda"),
-        )  # fmt: skip
+        # not `fused`: on the processor that misreads gradients that are not contiguous
+        self.optimizer = torch.optim.Adam(self.moves.free, lr=settings.learning_rate, amsgrad=True)
         self.average = self.moves.state()
         self.best_theta, self.best, self.best_epoch = potential.get_theta(), math.inf, 0
         self.epoch, self.steps, self.seconds = 0, 0, 0.0
