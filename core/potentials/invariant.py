@@ -411,11 +411,11 @@ def _parted(
         for path in paths
     ]
 
-    def cost(parted: tuple[list[Term], ...]) -> tuple[int, int]:
+    def cost(parted: list[list[Term]]) -> tuple[int, int]:
         pairs = squares | {pair for path in parted for _, pair, _ in path}
         return len(pairs), sum(len({outer for outer, *_ in path}) for path in parted)
 
-    return list(min(product(*choices), key=cost))
+    return min(map(list, product(*choices)), key=cost)
 
 
 def _parts_by(path: list[tuple[tuple[int, ...], float]], degree: int) -> list[Term]:
