@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from itertools import combinations_with_replacement, product
+from itertools import combinations_with_replacement
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -403,19 +403,23 @@ def _parted(
 ) -> list[list[Term]]:
     """Return the terms of each path parted into one factor and a pair.
 
-    The factor is of the same degree in all terms of a path; the degrees are those by which the
-    fewest pairs are needed beside `squares`, then the fewest factors.
+    The factor is of the same degree in all terms of a path. Path by path, those with the least
+    choice first, it is the degree that needs the fewest pairs beside those needed already.
     """
     choices = [
         [_parts_by(path, degree) for degree in sorted({_degree(i) for i in path[0][0]})]
         for path in paths
     ]
+    needed: set[tuple[int, ...]] = set(squares)
+    chosen: dict[int, list[Term]] = {}
 
-    def cost(parted: list[list[Term]]) -> tuple[int, int]:
-        pairs = squares | {pair for path in parted for _, pair, _ in path}
-        return len(pairs), sum(len({outer for outer, *_ in path}) for path in parted)
+    def cost(parted: list[Term]) -> tuple[int, int]:
+        return len({pair for _, pair, _ in parted} - needed), len({i for i, *_ in parted})
 
-    return min(map(list, product(*choices)), key=cost)
+    for k in sorted(range(len(paths)), key=lambda k: len(choices[k])):
+        chosen[k] = min(choices[k], key=cost)
+        needed.update(pair for _, pair, _ in chosen[k])
+    return [chosen[k] for k in range(len(paths))]
 
 
 def _parts_by(path: list[tuple[tuple[int, ...], float]], degree: int) -> list[Term]:
