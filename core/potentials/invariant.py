@@ -404,7 +404,7 @@ def _parted(
     """Return the terms of each path parted into one factor and a pair.
 
     The factor is of the same degree in all terms of a path. Path by path, those with the least
-    choice first, it is the degree that needs the fewest pairs beside those needed already.
+    choice first, it is the degree with the fewest factors and pairs not needed already.
     """
     choices = [
         [_parts_by(path, degree) for degree in sorted({_degree(i) for i in path[0][0]})]
@@ -413,8 +413,8 @@ def _parted(
     needed: set[tuple[int, ...]] = set(squares)
     chosen: dict[int, list[Term]] = {}
 
-    def cost(parted: list[Term]) -> tuple[int, int]:
-        return len({pair for _, pair, _ in parted} - needed), len({i for i, *_ in parted})
+    def cost(parted: list[Term]) -> int:
+        return len({pair for _, pair, _ in parted} - needed) + len({i for i, *_ in parted})
 
     for k in sorted(range(len(paths)), key=lambda k: len(choices[k])):
         chosen[k] = min(choices[k], key=cost)

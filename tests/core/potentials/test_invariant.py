@@ -52,6 +52,11 @@ def test_energies_forces_features_and_weight_gradients_are_those_of_mace(rng, ma
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
 
 
+def test_few_products_make_the_contraction():
+    invariants = potential(3)._invariant._layers[0].contraction._invariants
+    assert len(invariants._first) == 56  # of the 136 there are
+
+
 def test_models_of_another_make_are_left_to_mace():
     assert not InvariantLayers.suits(potential(hidden_irreps="6x0e+6x1o").module)
     assert not InvariantLayers.suits(potential(correlation=2).module)
