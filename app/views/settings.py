@@ -21,7 +21,8 @@ from core.errors import SettingsError
 
 _CSS = """
 :host { padding: 16px 18px 18px; gap: 14px; overflow: auto; display: flex !important; }
-.scroll-button { display: none !important; } .part { flex: none !important; }
+.scroll-button { display: none !important; } .part, .form { flex: none !important;
+  max-height: none !important; }
 """
 _TEXT_CSS = """
 h2 { margin: 0; font-size: 15px; font-weight: 600; line-height: 1.4; }

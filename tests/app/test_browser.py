@@ -182,6 +182,10 @@ def test_a_failed_label_is_shown_and_tried_again(watched, serve, argon):
     directory = argon("approve", "0.02 kcal/mol")
     page = opened(watched, serve(directory))
     page.get_by_role("tab", name="Settings").click()
+    last, after = page.get_by_label("Resume from"), page.get_by_text("Set at the start")
+    expect(after).to_be_visible()
+    form, fixed = last.bounding_box(), after.bounding_box()
+    assert form and fixed and form["y"] + form["height"] <= fixed["y"]  # one below the other
     limit = page.get_by_label("Time limit of a label")
     limit.fill("0.001")
     limit.press("Enter")
