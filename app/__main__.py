@@ -447,16 +447,9 @@ def evaluate(
     _use_threads(threads)
     module = importlib.import_module("core.campaign.evaluate")  # loads torch
     inquiry = module.Inquiry(
-        tuple(models),
-        on,
-        reference,
-        pretraining,
-        picoseconds,
-        trials,
-        seed,
-        dtype,
+        tuple(models), on, reference, pretraining, picoseconds, trials, seed, dtype,
         device=device,
-    )
+    )  # fmt: skip
     result = module.evaluate(inquiry, lambda name, f: _say(f"{name}: {f.said}"))
     if out is not None:
         from app.evaluation_report import write

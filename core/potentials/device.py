@@ -86,5 +86,5 @@ def _difference(
     for name, now, then in zip(("energy", "forces"), found, expected, strict=True):
         worst = float(np.abs(np.asarray(now) - np.asarray(then)).max())
         if not worst <= allowed * max(1.0, float(np.abs(np.asarray(then)).max())):
-            return f"its {name} differs by {worst:.2g}"
+            return f"its {name} came out wrong by {worst:.2g}"
     return ""

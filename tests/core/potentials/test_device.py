@@ -110,21 +110,29 @@ def test_steps_and_members_agree(pair, crystal, rng):
         agree(a, b)
 
 
+@pytest.fixture
+def structures(molecule, rng):
+    shifts = 0.05 * rng.standard_normal((4, 5, 3))
+    return tuple(molecule.moved(molecule.positions + shift) for shift in shifts)
+
+
+def own_and_labels(potential, structures):
+    """What a potential says itself of structures, and labels that differ from that."""
+    said = potential.predict(structures)
+    own = LabelSet(structures, said.energies, said.forces)
+    return own, LabelSet(structures, said.energies + 0.1, tuple(1.1 * f for f in said.forces))
+
+
 @pytest.mark.parametrize("name", ["naive", "lora", "replay"])
-def test_fine_tuning_agrees(card, name, molecule, rng):
+def test_fine_tuning_agrees(card, name, structures):
     from core.finetuning import e0
     from core.finetuning.strategies import strategy
     from core.finetuning.tuning import Tuning, TuningSettings
 
-    structures = tuple(
-        molecule.moved(molecule.positions + 0.05 * rng.standard_normal((5, 3))) for _ in range(4)
-    )
     found = []
     for place in (card, device.CPU):
         potential = tiny_mace()
-        said = potential.predict(structures)
-        labels = LabelSet(structures, said.energies + 0.1, tuple(1.1 * f for f in said.forces))
-        own = LabelSet(structures, said.energies, said.forces)
+        own, labels = own_and_labels(potential, structures)
         potential.move_to(place)
         before = e0.foundations(potential.elements, potential.isolated_energies)
         tuning = Tuning(
@@ -140,17 +148,13 @@ def test_fine_tuning_agrees(card, name, molecule, rng):
         agree(now, then)
 
 
-def test_the_linearised_posterior_agrees(card, molecule, rng):
+def test_the_linearised_posterior_agrees(card, structures):
     from core.posterior.linearised import Linearised
 
-    structures = tuple(
-        molecule.moved(molecule.positions + 0.05 * rng.standard_normal((5, 3))) for _ in range(3)
-    )
     found = []
     for place in (card, device.CPU):
         potential = tiny_mace()
-        said = potential.predict(structures)
-        labels = LabelSet(structures, said.energies + 0.1, tuple(1.1 * f for f in said.forces))
+        _, labels = own_and_labels(potential, structures)
         potential.move_to(place)
         posterior = Linearised(
             potential, prior_std=0.05, noise_energy=0.01, noise_force=0.05, members=4
@@ -198,7 +202,7 @@ def test_a_card_that_computes_something_else_is_not_used(pretended, molecule):
     pretended.setattr(device, "_step", wrong)
     potential = tiny_mace()
     said = device.place(potential, molecule, "auto")
-    assert potential.device == device.CPU and "forces differs by" in said
+    assert potential.device == device.CPU and "its forces came out wrong by" in said
     with pytest.raises(ModelError, match="contradicts the processor"):
         device.place(potential, molecule, "cuda")
 
