@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+NUMBERS = (1, 5, 6, 7, 8, 9, 14, 15, 16, 17, 35)
+"""Elements of the model."""
 KINDS = ("equilibrium", "md", "distorted", "dimer", "scan", "atom", "reaction")
 
 

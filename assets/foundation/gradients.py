@@ -7,18 +7,21 @@ each see 2.3 times as many frames as one uncompiled with both (96 channels).
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from core.potentials.base import GraphBatch
 from core.potentials.invariant import places
 from core.potentials.mace import MacePotential
 from core.training import Dataset, Example, Loss
 
+Inputs = list[torch.Tensor]
+"""A batch padded to a `Shape`, in the order of `padded`."""
 FAR = 1e3
 """Distance of the two atoms between which the missing edges run, Å."""
 
@@ -36,7 +39,35 @@ class Shape:
     width: int = 32
 
 
-def packed(data: Dataset, shape: Shape, rng: np.random.Generator) -> Iterator[list[int]]:
+class Sized(Protocol):
+    """Examples of which numbers of atoms and edges are known."""
+
+    def __len__(self) -> int: ...
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Return the numbers of atoms and of edges of one example."""
+
+
+class Padded:
+    """A dataset as a source of inputs for `Gradients`, padded by the processor."""
+
+    def __init__(self, data: Dataset, n_elements: int) -> None:
+        self._data, self._n_elements = data, n_elements
+        self.width = max(data.width(i) for i in range(len(data)))
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Return the numbers of atoms and of edges of one example."""
+        return self._data.size(index)
+
+    def inputs(self, batch: Sequence[int], shape: Shape) -> Inputs:
+        """Return the padded inputs of some examples."""
+        return padded(self._data.example(batch), shape, self._n_elements)
+
+
+def packed(data: Sized, shape: Shape, rng: np.random.Generator) -> Iterator[list[int]]:
     """Yield batches that fill `shape`, each example once, in random order."""
     batch: list[int] = []
     atoms = edges = 0
@@ -52,27 +83,33 @@ def packed(data: Dataset, shape: Shape, rng: np.random.Generator) -> Iterator[li
 
 
 class Gradients:
-    """The compiled program for one potential and one shape of batch."""
+    """The compiled program for one potential and one shape of batch.
 
-    def __init__(self, potential: MacePotential, loss: Loss, shape: Shape, like: Example) -> None:
+    Args:
+        like: inputs to trace the program with. options: of torch's compiler.
+    """
+
+    def __init__(
+        self, potential: MacePotential, loss: Loss, shape: Shape, like: Inputs,
+        options: dict[str, Any] | None = None,
+    ) -> None:  # fmt: skip
         self._potential, self._loss, self._shape = potential, loss, shape
-        self._fixed = like.graphs
         self._network = potential.members().network
         self._weights = [p.detach() for p in potential.parameters()]
 
-        def program(weights: list[torch.Tensor], given: list[torch.Tensor]) -> list[torch.Tensor]:
+        def program(weights: list[torch.Tensor], given: Inputs) -> list[torch.Tensor]:
             return self._program(weights, *given)
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about torch's own parts
-            traced = make_fx(program)(self._weights, self._padded(like))
+            traced = make_fx(program)(self._weights, like)
         traced.graph.eliminate_dead_code()
         traced.recompile()
-        self._compiled: Any = torch.compile(traced, dynamic=False)
+        self._compiled: Any = torch.compile(traced, dynamic=False, options=options)
 
-    def __call__(self, example: Example) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    def __call__(self, inputs: Inputs) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Return the loss and its gradient, one tensor for each parameter."""
-        loss, *gradients = self._compiled(self._weights, self._padded(example))
+        loss, *gradients = self._compiled(self._weights, inputs)
         return loss, gradients
 
     def _program(
@@ -83,10 +120,11 @@ class Gradients:
     ) -> list[torch.Tensor]:  # fmt: skip
         weights = [w.detach().requires_grad_(True) for w in weights]
         positions = positions.detach().requires_grad_(True)
-        graphs = replace(
-            self._fixed, positions=positions, senders=senders, receivers=receivers,
-            shifts=torch.zeros(1, 3), places=where, width=self._shape.width, one_hot=one_hot,
-            index=index, species=index,  # whose length is used only
+        graphs = GraphBatch(
+            positions=positions, senders=senders, receivers=receivers,
+            shifts=positions.new_zeros(1, 3), places=where, width=self._shape.width,
+            one_hot=one_hot, index=index, species=index,  # whose length is used only
+            n_atoms=(1,) * self._shape.structures, isolated=np.zeros(0), volumes=np.zeros(0),
         )  # fmt: skip
         nodes = self._network.nodes(weights, graphs, self._potential.geometry(graphs))
         predicted = torch.zeros_like(energies).index_add(0, index, nodes)
@@ -97,27 +135,30 @@ class Gradients:
         loss = loss + self._loss.force * (rho(-slope - forces) * force_weights).sum()
         return [loss.detach(), *torch.autograd.grad(loss, weights)]
 
-    def _padded(self, example: Example) -> list[torch.Tensor]:
-        graphs, shape = example.graphs, self._shape
-        n, s = len(graphs.species), len(example.energies)
-        where, most = places(graphs.receivers, n)
-        where = where + graphs.receivers * (shape.width - most)
-        positions = _filled(graphs.positions.detach(), shape.atoms)
-        positions[-1, 0] = FAR
-        one_hot = torch.eye(len(self._potential.elements))[graphs.species]
-        return [
-            positions,
-            _filled(graphs.senders, shape.edges, shape.atoms - 2),
-            _filled(graphs.receivers, shape.edges, shape.atoms - 1),
-            _filled(where, shape.edges, (shape.atoms - 1) * shape.width),
-            _filled(one_hot, shape.atoms),
-            _filled(graphs.index, shape.atoms, shape.structures - 1),
-            _filled(example.n_atoms, shape.structures, 1),
-            _filled(example.energies, shape.structures),
-            _filled(example.forces, shape.atoms),
-            _filled(torch.full((s,), 1 / s), shape.structures),
-            _filled(torch.full((n, 1), 1 / (3 * n)), shape.atoms),
-        ]
+
+def padded(example: Example, shape: Shape, n_elements: int) -> Inputs:
+    """Return positions, senders, receivers, places, one-hot elements, structure of each atom,
+    numbers of atoms, energies, forces, and the weights of energies and forces in the loss.
+    """
+    graphs = example.graphs
+    n, s = len(graphs.species), len(example.energies)
+    where, most = places(graphs.receivers, n)
+    where = where + graphs.receivers * (shape.width - most)
+    positions = _filled(graphs.positions.detach(), shape.atoms)
+    positions[-1, 0] = FAR
+    return [
+        positions,
+        _filled(graphs.senders, shape.edges, shape.atoms - 2),
+        _filled(graphs.receivers, shape.edges, shape.atoms - 1),
+        _filled(where, shape.edges, (shape.atoms - 1) * shape.width),
+        _filled(torch.eye(n_elements)[graphs.species], shape.atoms),
+        _filled(graphs.index, shape.atoms, shape.structures - 1),
+        _filled(example.n_atoms, shape.structures, 1),
+        _filled(example.energies, shape.structures),
+        _filled(example.forces, shape.atoms),
+        _filled(torch.full((s,), 1 / s), shape.structures),
+        _filled(torch.full((n, 1), 1 / (3 * n)), shape.atoms),
+    ]
 
 
 def _filled(values: torch.Tensor, n: int, value: float = 0) -> torch.Tensor:

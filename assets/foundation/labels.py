@@ -13,7 +13,8 @@ from ase.units import Bohr, Hartree, fs, kB
 from tblite.interface import Calculator, Result
 
 METHOD = "GFN1-xTB"
-FRICTION = 0.02 / fs
+FRICTION = 0.02
+"""Of dynamics, 1/fs."""
 GROUND_STATE_UNPAIRED = {
     1: 1, 5: 1, 6: 2, 7: 3, 8: 2, 9: 1, 14: 2, 15: 3, 16: 2, 17: 1, 35: 1,
 }  # fmt: skip
@@ -100,16 +101,20 @@ def dynamics(
     temperature: float,
     timestep: float,
     rng: np.random.Generator,
+    friction: float = FRICTION,
+    lightest: float = 0.0,
 ) -> Iterator[Frame]:
     """Langevin dynamics (BAOAB, https://doi.org/10.1093/amrx/abs010), an endless stream of frames.
 
-    temperature in K, timestep in fs. From a minimum, velocities of twice the temperature bring
-    the molecule to it within a few vibrations, as half of their energy becomes potential.
+    temperature in K, timestep in fs, friction in 1/fs; lighter atoms have the mass `lightest`, u,
+    which changes when the molecule is where, but not how often. From a minimum, velocities of
+    twice the temperature bring the molecule to it within a few vibrations, as half of their
+    energy becomes potential.
     """
-    masses = atomic_masses[surface.numbers][:, None]
+    masses = np.maximum(atomic_masses[surface.numbers], lightest)[:, None]
     dt = timestep * fs
     thermal = np.sqrt(kB * temperature / masses)
-    keep = np.exp(-FRICTION * dt)
+    keep = np.exp(-friction * timestep)
     velocity = np.sqrt(2) * thermal * rng.normal(size=positions.shape)
     velocity -= (masses * velocity).sum(0) / masses.sum()
     frame = surface(positions)

@@ -19,7 +19,7 @@ import numpy as np
 from ase.build import molecule as g2_molecule
 from ase.data import covalent_radii
 
-from dataset import Sample, save
+from dataset import NUMBERS, Sample, save
 from geometries import (
     Molecule,
     collision,
@@ -32,17 +32,20 @@ from geometries import (
     torn,
 )  # fmt: skip
 from labels import Frame, NotConvergedError, Surface, dynamics, isolated_atom, relax
-from molecules import FAMILIES, FIRST_ID, NUMBERS, g2_closed_shell, generate, held_out, scaffold
+from molecules import FAMILIES, FIRST_ID, g2_closed_shell, generate, held_out, scaffold
 from tiny import tiny_samples
 
 SEED = 20250
 MOLECULES_PER_CHUNK = 30
-RELAX_STEPS = 24
-MD_FRAMES = 10
-DISTORTED = 3
-DIMERS_PER_MOLECULE = 1.2
-SCANS_PER_MOLECULE = 0.5
-TRANSFERS_PER_MOLECULE = 0.4
+RELAX_STEPS = 10
+MD_FRAMES = 8
+SKIPPED, STRIDE = 3, 2
+"""Steps of a training trajectory before its first frame, and from one frame to the next."""
+HEAVY, FRICTION = 4.0, 0.05
+"""Least mass, u, and friction, 1/fs, of the atoms in training trajectories."""
+DISTORTED = 2
+PAIRS, PAIRS_OF_TESTS = (0.8, 0.3, 0.3), (1.2, 0.5, 0.4)
+"""Dimers, close collisions and transfers for each molecule, to train on and to test on."""
 TORN = 2
 MOST_DRAWS = 60
 """Pairs drawn for each one wanted; most do not have the elements in question."""
@@ -130,7 +133,7 @@ def frames_of_molecule(
             other = relaxed(molecule, surface, int(rng.integers(2**31)), RELAX_STEPS // 2)
             start = other[-1].positions if other else start
         temperature = draw_temperature(rng)
-        stored = trajectory(surface, start, temperature, MD_FRAMES // 2, rng)
+        stored = sampled(surface, start, temperature, MD_FRAMES // 2, rng)
         found += [sample(f, molecule.id, "md", temperature) for f in stored]
         bases += stored[:: max(1, len(stored) - 1)]
     for _ in range(DISTORTED):
@@ -141,9 +144,29 @@ def frames_of_molecule(
         found += labelled(surface, torn(molecule, base.positions, rng), molecule.id, "reaction")
     if rng.random() < HOT_SHARE:
         temperature = float(rng.uniform(*HOT))
-        stored = trajectory(surface, start, temperature, MD_FRAMES // 2, rng)
+        stored = sampled(surface, start, temperature, MD_FRAMES // 2, rng)
         found += [sample(f, molecule.id, "reaction", temperature) for f in stored]
     return found, bases
+
+
+def sampled(
+    surface: Surface, start: np.ndarray, temperature: float, frames: int, rng: np.random.Generator
+) -> list[Frame]:
+    """Frames to train on: as thermal as those of `trajectory`, for a fifth of the calculations.
+
+    Heavy hydrogens allow steps of 3 fs (1.5 fs above 1,000 K), so that every second is worth it.
+    """
+    timestep = 3.0 if temperature <= 1000 else 1.5
+    steps = dynamics(surface, start, temperature, timestep, rng, FRICTION, HEAVY)
+    stored: list[Frame] = []
+    try:
+        for frame in islice(steps, SKIPPED, SKIPPED + STRIDE * frames, STRIDE):
+            if not keep(frame, "md"):
+                break
+            stored.append(frame)
+    except NotConvergedError:
+        pass
+    return stored
 
 
 def labelled(surface: Surface, positions: np.ndarray, molecule: int, kind: str) -> list[Sample]:
@@ -197,16 +220,15 @@ def transfer(
     return None if positions is None else (first.id, np.append(a.numbers, b.numbers), positions)
 
 
-def frames_of_pairs(pool: list[tuple[Molecule, Frame]], rng: np.random.Generator) -> list[Sample]:
+def frames_of_pairs(
+    pool: list[tuple[Molecule, Frame]], rng: np.random.Generator, shares: tuple[float, ...]
+) -> list[Sample]:
     """Dimers, close collisions and transfers between the molecules of one chunk."""
     found: list[Sample] = []
     small = [(m, f) for m, f in pool if len(f.numbers) <= LARGEST_DIMER - 5]
     n_molecules = len({m.id for m, _ in pool})
-    for make, kind, share in (
-        (dimer, "dimer", DIMERS_PER_MOLECULE),
-        (impact, "scan", SCANS_PER_MOLECULE),
-        (transfer, "reaction", TRANSFERS_PER_MOLECULE),
-    ):
+    ways = ((dimer, "dimer"), (impact, "scan"), (transfer, "reaction"))
+    for (make, kind), share in zip(ways, shares, strict=True):
         wanted, have = int(share * n_molecules), 0
         for _ in range(MOST_DRAWS * wanted):
             made = make(small, rng) if small and have < wanted else None
@@ -229,7 +251,7 @@ def make_chunk(job: Job) -> tuple[str, int, float]:
         frames, bases = frames_of_molecule(molecule, rng)
         found += frames
         pool += [(molecule, base) for base in bases]
-    found += frames_of_pairs(pool, rng)
+    found += frames_of_pairs(pool, rng, PAIRS)
     order = rng.permutation(len(found))
     save(out / f"{name}.npz", [found[k] for k in order])
     return name, len(found), time.perf_counter() - started
@@ -290,7 +312,7 @@ def make_valid_geometries(molecules: list[dict], path: Path) -> None:
                 for _ in range(times):
                     positions = make(molecule, start.positions, rng)
                     found += labelled(surface, positions, molecule.id, kind)
-    save(path, found + frames_of_pairs(pool, rng))
+    save(path, found + frames_of_pairs(pool, rng, PAIRS_OF_TESTS))
 
 
 def make_g2_test(out: Path) -> None:
@@ -311,7 +333,7 @@ def make_g2_test(out: Path) -> None:
     save(out / "g2_test.npz", found)
 
 
-def list_molecules(out: Path) -> list[dict]:
+def list_molecules(out: Path, patience: int) -> list[dict]:
     """The molecules with id, SMILES and split; generated once and kept in `molecules.json`.
 
     Those held out come with the recipe; nothing of their ring scaffolds is trained on.
@@ -325,7 +347,8 @@ def list_molecules(out: Path) -> list[dict]:
     for place, (family, how) in enumerate(FAMILIES.items()):
         if family in there:
             continue
-        found = generate(how, SEED + place, [*unseen, *(entry["smiles"] for entry in entries)])
+        others = [*unseen, *(entry["smiles"] for entry in entries)]
+        found = generate(how, SEED + place, others, patience)
         splits = {s: "unused" if scaffold(s) in kept else "train" for s in found}
         splits |= dict.fromkeys(tested.get(family, ()), "valid")
         entries += [
@@ -351,8 +374,8 @@ def make_side_files(out: Path, molecules: list[dict]) -> None:
         save(out / "tiny.npz", tiny_samples(SEED))
 
 
-def chunk_jobs(out: Path, molecules: list[dict], rounds: int) -> list[Job]:
-    """The chunks still to be made, of all families in turn.
+def chunk_jobs(out: Path, molecules: list[dict], rounds: int, first: int) -> list[Job]:
+    """The chunks still to be made, of all families in turn, each from its chunk `first`.
 
     Each round goes through all molecules with other draws.
     """
@@ -367,7 +390,9 @@ def chunk_jobs(out: Path, molecules: list[dict], rounds: int) -> list[Job]:
             train[k : k + MOLECULES_PER_CHUNK] for k in range(0, len(train), MOLECULES_PER_CHUNK)
         ] * rounds
         jobs += [
-            (f"{family}_{k:04d}", [SEED + place, k], part, out) for k, part in enumerate(parts)
+            (f"{family}_{k:04d}", [SEED + place, k], part, out)
+            for k, part in enumerate(parts)
+            if k >= first
         ]
     jobs.sort(key=lambda job: job[1][1])
     return [job for job in jobs if not (out / f"{job[0]}.npz").exists()]
@@ -379,12 +404,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "work")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=1, help="times each molecule is used")
+    parser.add_argument("--first", type=int, default=0, help="chunk of each family to begin with")
+    parser.add_argument("--patience", type=int, default=150_000, help="molecules drawn of a family")
     parser.add_argument("--chunks", type=int, default=None, help="stop after this many new chunks")
     options = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     options.out.mkdir(parents=True, exist_ok=True)
-    molecules = list_molecules(options.out)
-    jobs = chunk_jobs(options.out, molecules, options.rounds)[: options.chunks]
+    molecules = list_molecules(options.out, options.patience)
+    jobs = chunk_jobs(options.out, molecules, options.rounds, options.first)[: options.chunks]
     started, total = time.perf_counter(), 0
     with multiprocessing.get_context("spawn").Pool(options.processes) as pool:
         sides = pool.apply_async(make_side_files, (options.out, molecules))

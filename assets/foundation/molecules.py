@@ -2,7 +2,7 @@
 
 Four families: the organic one of H, C, N and O, one in which each molecule has B, F, Si, P, S, Cl
 or Br as well, one of few atoms of any kind, in which strained and rare groups are not thinned out,
-and further ones of all kinds. From a fifth, `choose.py` takes those that an earlier model knows
+and two further ones of all kinds. From a sixth, `choose.py` takes those that an earlier model knows
 least about.
 
 Two ways of growing: substituents put on cores, and random graphs built atom by atom. Molecules
@@ -38,7 +38,6 @@ RDLogger.DisableLog("rdApp.*")
 
 ELEMENTS = ("H", "B", "C", "N", "O", "F", "Si", "P", "S", "Cl", "Br")
 VALENCE = {5: 3, 6: 4, 7: 3, 8: 2, 9: 1, 14: 4, 15: 3, 16: 2, 17: 1, 35: 1}
-NUMBERS = (1, *VALENCE)
 HETERO = {7: 0.16, 8: 0.2, 5: 0.06, 9: 0.13, 14: 0.08, 15: 0.08, 16: 0.14, 17: 0.1, 35: 0.05}
 """Element -> share among the atoms other than carbon in random graphs of the second family."""
 HIGHEST_OXIDES = {15: 1, 16: 2}
@@ -65,6 +64,7 @@ WANTED_MORE = {
     12: 80,
 }  # fmt: skip
 WANTED_FURTHER = {3: 150, 4: 500, 5: 1000, 6: 1300, 7: 1300, 8: 900, 9: 500}
+WANTED_VARIOUS = {3: 300, 4: 1000, 5: 1800, 6: 2500, 7: 2500, 8: 2000, 9: 1200, 10: 600}
 WANTED_CANDIDATES = {3: 500, 4: 1400, 5: 2000, 6: 2000, 7: 1600, 8: 1000, 9: 500}
 UNSTABLE = tuple(
     Chem.MolFromSmarts(s)
@@ -346,6 +346,10 @@ FAMILIES = {
     "further": Family(
         (words(CHAIN_CORES + MORE_CHAIN_CORES), words(RING_CORES + MORE_RING_CORES)),
         words(SUBSTITUENTS + MORE_SUBSTITUENTS), (), mixed_atoms, WANTED_FURTHER, 0.7, 0.5,
+    ),
+    "various": Family(
+        (words(CHAIN_CORES + MORE_CHAIN_CORES), words(RING_CORES + MORE_RING_CORES)),
+        words(SUBSTITUENTS + MORE_SUBSTITUENTS), (), mixed_atoms, WANTED_VARIOUS, 0.6, 0.7,
     ),
 }  # fmt: skip
 FIRST_ID = 10_000

@@ -1,21 +1,18 @@
 """Train the bundled foundation model on the GFN1-xTB data made by `make_data.py`.
 
     python assets/foundation/train.py --minutes 95
-    python assets/foundation/train.py --export assets/models/bundled
 
-Each process trains on its share of the data, on one core; gradients are averaged. The learning
-rate falls in proportion to the time left. The run is bounded by time, writes checkpoints and
-continues from the last; `--start` begins at the weights of an earlier bundle, widened to
-`--channels`. `--export` writes the averaged weights as a bundle, with the errors measured on
-molecules never trained on.
+Each process trains on its share of the data, on one core; gradients are averaged. With a CUDA card
+elsewhere, `--pack` writes the data for it, and `--device cuda` trains there. The learning rate
+falls in proportion to the time left. The run is bounded by time, writes checkpoints and continues
+from the last; `--start` begins at the weights of an earlier bundle, widened to `--channels`.
+`export.py` makes a bundle of the averaged weights.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
-import re
 import sys
 import time
 from collections.abc import Iterator
@@ -30,22 +27,20 @@ from torch import distributed, multiprocessing
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 
-from card import card
 from core.contracts import LabelSet
+from core.potentials.device import require_cuda
 from core.potentials.load import load as load_potential
-from core.potentials.load import save
 from core.potentials.mace import MacePotential, default_config
 from core.structures import Structure
 from core.training import Dataset, Loss
-from dataset import Sample, load
-from dataset import save as save_frames
-from gradients import Gradients, Shape, packed
-from molecules import FAMILIES, FIRST_ID, NUMBERS, TINY, is_exotic, scaffold
+from dataset import NUMBERS, Sample, load
+from gradients import Gradients, Padded, Shape, packed
+from resident import Resident, pack
 from soap import Soap
 from widen import widened
 
 WORK = Path(__file__).resolve().parent / "work"
-LOG, CHECKS = WORK / "train.log", WORK / "checks.json"
+LOG, CHECKS, PACKED = WORK / "train.log", WORK / "checks.json", WORK / "packed.npz"
 LOSS = Loss(energy=20.0, force=10.0, per_atom=1.0, huber=0.05)
 CLIP, WARM_UP, AVERAGED = 10.0, 100, 0.999
 """Largest norm of a gradient, steps until the full learning rate, decay of averaged weights."""
@@ -53,12 +48,12 @@ REPORTED_K = (300, 1200)
 """Temperatures of the unseen molecules whose errors the learning curve shows."""
 NEAREST, WALL_COPIES = 0.45, 4
 """Length of the shortest pair of atoms trained on, Å; copies of such pairs for each process."""
+SHAPE_ON_CARD = Shape(atoms=3600, edges=38_400, structures=300)
+"""Of a batch on a CUDA card."""
+CLOCK_STEPS = 10
+"""Steps after which the clock is read."""
 PART_S = 300.0
 """Seconds after which a checkpoint is written."""
-WORST = 6
-"""Molecules that the card names as known failures, of each test."""
-REPLAY, REPLAY_FORCE = 600, 15.0
-"""Frames that ship with the model, and the largest force in them, eV/Å."""
 
 
 def label_set(frames: list[Sample]) -> LabelSet:
@@ -102,7 +97,7 @@ def new_potential(frames: list[Sample], channels: int, cutoff: float, seed: int)
 
 
 def main() -> None:
-    """Parse the command line, train or export."""
+    """Parse the command line, and train."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--channels", type=int, default=96)
@@ -117,15 +112,19 @@ def main() -> None:
         "--rehearse", action="store_true",
         help="of molecules like those it knows, train on what --start itself predicts",
     )  # fmt: skip
-    parser.add_argument("--export", type=Path, default=None)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--pack", action="store_true", help="write the data for --device cuda")
     arguments = parser.parse_args()
-    if arguments.export is not None:
-        export(arguments)
+    if arguments.pack:
+        pack_frames(arguments)
+    elif arguments.device == "cuda":
+        train_on_card(arguments)
     else:
         train(arguments)
 
 
-def _frames(arguments: argparse.Namespace) -> tuple[list[Sample], list[Sample]]:
+def frames_of(arguments: argparse.Namespace) -> tuple[list[Sample], list[Sample]]:
+    """Return the frames to train on, and those of unseen molecules."""
     listed = json.loads((WORK / "molecules.json").read_text())
     train = {m["id"] for m in listed if m["split"] == "train"}
     files = [WORK / "atoms.npz", WORK / "tiny.npz", *sorted(WORK.glob("*_[0-9]*.npz"))]
@@ -144,8 +143,21 @@ class Share:
 
     def mean(self, values: torch.Tensor) -> torch.Tensor:
         """Return the mean of `values` over the processes."""
-        distributed.all_reduce(values)
+        if self.processes > 1:
+            distributed.all_reduce(values)
         return values.div_(self.processes)
+
+    def largest(self, value: int) -> int:
+        """Return the largest `value` that any of the processes has."""
+        found = torch.tensor(value)
+        if self.processes > 1:
+            distributed.all_reduce(found, op=distributed.ReduceOp.MAX)
+        return int(found)
+
+    def wait(self) -> None:
+        """Wait until all processes have come here."""
+        if self.processes > 1:
+            distributed.barrier()
 
 
 def train(arguments: argparse.Namespace) -> None:
@@ -162,29 +174,55 @@ def work(rank: int, arguments: argparse.Namespace, meeting: Path) -> None:
     distributed.init_process_group(
         "gloo", init_method=meeting.as_uri(), rank=rank, world_size=share.processes
     )
-    frames, valid = _frames(arguments)
+    frames, valid = frames_of(arguments)
     if arguments.rehearse:
         frames = rehearsed(cast(MacePotential, load_potential(str(arguments.start))), frames)
     order = np.random.default_rng(arguments.seed).permutation(len(frames))
     potential = _model(arguments, frames)
     mine = [frames[i] for i in order[rank :: share.processes]]
     mine += WALL_COPIES * walls(potential, frames)
-    data = Dataset(potential, label_set(mine))
-    tests = {
-        t: Dataset(potential, label_set([f for f in valid if f.temperature == t][rank::4]))
-        for t in REPORTED_K
-    }
     if rank == 0:
         molecules = {f.molecule for f in frames}
         print(f"{len(frames)} frames of {len(molecules)} molecules", flush=True)
-    training = Training(potential, data, share, arguments)
+    source = Padded(Dataset(potential, label_set(mine)), len(potential.elements))
+    training = Training(potential, source, Shape(), share, arguments)
+    _train(training, tests(potential, valid, share), arguments)
+
+
+def train_on_card(arguments: argparse.Namespace) -> None:
+    """Train on a CUDA card, on the frames that `--pack` wrote."""
+    alone = Share(0, 1)
+    potential = _model(arguments, [])
+    potential.move_to(require_cuda())
+    source = Resident(potential, PACKED)
+    print(f"{len(source)} frames", flush=True)
+    training = Training(potential, source, SHAPE_ON_CARD, alone, arguments)
+    _train(training, tests(potential, load([WORK / "valid.npz"]), alone), arguments)
+
+
+def tests(potential: MacePotential, valid: list[Sample], share: Share) -> dict[int, Dataset]:
+    """Return this process's share of a quarter of the unseen molecules' frames, by temperature."""
+    return {
+        t: Dataset(potential, label_set([f for f in valid if f.temperature == t][share.rank :: 4]))
+        for t in REPORTED_K
+    }
+
+
+def _train(training: Training, tests: dict[int, Dataset], arguments: argparse.Namespace) -> None:
     if arguments.checkpoint.exists():
         training.load(arguments.checkpoint)
     for told in training.parts():
         line = training.report(told, tests)
-        if rank == 0:
+        if training.leads:
             print(line, flush=True)
             training.save(arguments.checkpoint)
+
+
+def pack_frames(arguments: argparse.Namespace) -> None:
+    """Write what `--device cuda` trains on."""
+    frames, _ = frames_of(arguments)
+    pack(PACKED, frames + 2 * WALL_COPIES * walls(_model(arguments, frames), frames))
+    print(f"{len(frames)} frames, {PACKED.stat().st_size / 2**20:.1f} MiB: {PACKED}")
 
 
 def _model(arguments: argparse.Namespace, frames: list[Sample]) -> MacePotential:
@@ -250,66 +288,71 @@ class Training:
     """The state of the training in one process, the same in all but for the data."""
 
     def __init__(
-        self, potential: MacePotential, data: Dataset, share: Share, arguments: argparse.Namespace
-    ) -> None:
-        self._potential, self._data, self._share = potential, data, share
+        self, potential: MacePotential, source: Padded | Resident, shape: Shape, share: Share,
+        arguments: argparse.Namespace,
+    ) -> None:  # fmt: skip
+        self._potential, self._source, self._share = potential, source, share
         self._seconds_in_all, self._rate = 60 * arguments.minutes, arguments.rate
         self._rng = np.random.default_rng([arguments.seed, share.rank])
         self._soap = Soap(potential.module, arguments.channels, rate=arguments.rate)
-        self._average = potential.get_theta()
+        self._average = self._weights()
         self._steps, self._examples, self._seconds = 0, 0, 0.0
-        widest = torch.tensor(max(data.width(i) for i in range(len(data))))
-        distributed.all_reduce(widest, op=distributed.ReduceOp.MAX)
-        self._shape = Shape(width=int(widest))
-        like = data.example(next(packed(data, self._shape, self._rng)))
+        self._shape = replace(shape, width=share.largest(source.width))
+        like = source.inputs(next(packed(source, self._shape, self._rng)), self._shape)
         if share.rank:  # waits until the first process has compiled, then takes its program
-            distributed.barrier()
+            share.wait()
         self._gradients = Gradients(potential, LOSS, self._shape, like)
         self._gradients(like)
         if not share.rank:
-            distributed.barrier()
+            share.wait()
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the process that reports and saves."""
+        return self._share.rank == 0
+
+    def _weights(self) -> torch.Tensor:
+        return torch.cat([p.detach().reshape(-1) for p in self._potential.parameters()])
 
     def parts(self) -> Iterator[float]:
         """Train, yielding the mean loss after every `PART_S` seconds."""
         began = time.perf_counter() - self._seconds
-        losses: list[float] = []
-        told = self._seconds
+        losses, told = [], self._seconds
         while self._seconds < self._seconds_in_all:
-            for batch in packed(self._data, self._shape, self._rng):
+            for batch in packed(self._source, self._shape, self._rng):
                 losses.append(self._step(batch, began))
                 done = self._seconds >= self._seconds_in_all
                 if done or self._seconds >= told + PART_S:
-                    told = self._seconds
-                    yield sum(losses) / len(losses)
-                    losses = []
+                    yield float(torch.stack(losses).mean())
+                    losses, told = [], self._seconds
                 if done:
                     return
 
-    def _step(self, batch: list[int], began: float) -> float:
-        """Take one step with the gradient of all processes; the first one's clock counts."""
-        loss, gradients = self._gradients(self._data.example(batch))
-        clock = 0.0 if self._share.rank else self._share.processes * (time.perf_counter() - began)
-        told = [loss.reshape(1), torch.tensor([clock, float(len(batch))])]
-        together = self._share.mean(torch.cat([*(g.reshape(-1) for g in gradients), *told]))
-        mean_loss, self._seconds, examples = together[-3:].tolist()
-        self._examples += round(examples * self._share.processes)
-        gradient = together[:-3]
-        gradient.mul_(min(1.0, CLIP / max(float(gradient.norm()), 1e-12)))
+    def _step(self, batch: list[int], began: float) -> torch.Tensor:
+        """Take one step with the gradient of all processes, whose mean loss is returned."""
+        loss, gradients = self._gradients(self._source.inputs(batch, self._shape))
+        together = self._share.mean(torch.cat([*(g.reshape(-1) for g in gradients), loss[None]]))
+        gradient = together[:-1]
+        gradient *= (CLIP / gradient.norm().clamp(min=1e-12)).clamp(max=1.0)
         at = 0
         for p in self._potential.parameters():
             p.grad = gradient[at : at + p.numel()].view_as(p)
             at += p.numel()
-        left = max(0.0, 1 - self._seconds / self._seconds_in_all)
+        self._examples += len(batch) * self._share.processes
         self._steps += 1
+        if self._steps % CLOCK_STEPS == 1:  # all processes go by the first one's clock
+            clock = 0.0 if self._share.rank else time.perf_counter() - began
+            self._seconds = self._share.processes * float(self._share.mean(torch.tensor(clock)))
+        left = max(0.0, 1 - self._seconds / self._seconds_in_all)
         self._soap.rate = self._rate * left * min(1.0, self._steps / WARM_UP)
         self._soap.step()
         decay = min(AVERAGED, (1 + self._steps) / (10 + self._steps))
-        self._average.lerp_(self._potential.get_theta(), 1 - decay)
-        return mean_loss
+        self._average.lerp_(self._weights(), 1 - decay)
+        return together[-1]
 
     def report(self, loss: float, tests: dict[int, Dataset]) -> str:
         """Return a line with the errors of the averaged weights on unseen molecules."""
-        current = self._potential.get_theta()
+        current = self._weights()
         self._potential.set_theta(self._average)
         words = []
         for temperature, test in tests.items():
@@ -327,7 +370,7 @@ class Training:
         state = {
             "config": self._potential.config,
             "theta": self._potential.get_theta(),
-            "average": self._average,
+            "average": self._average.cpu(),
             "optimizer": self._soap.state(),
             "counters": (self._steps, self._examples, self._seconds),
         }
@@ -337,7 +380,7 @@ class Training:
 
     def load(self, path: Path) -> None:
         """Go on from a checkpoint; only plain data is read from it."""
-        state = torch.load(path, weights_only=True)
+        state = torch.load(path, weights_only=True, map_location=self._potential.device)
         self._potential.set_theta(state["theta"])
         self._average = state["average"]
         self._soap.restore(state["optimizer"])
@@ -355,178 +398,6 @@ def absolute_errors(potential: MacePotential, test: Dataset) -> torch.Tensor:
         counts = [len(energy_error), force_error.numel()]
         sums += torch.tensor([energy_error.abs().sum(), force_error.abs().sum(), *counts])
     return sums
-
-
-def errors(potential: MacePotential, frames: list[Sample]) -> dict[str, dict[str, float]]:
-    """Return errors and counts for each class of frames: meV/Å and meV/atom.
-
-    Energies "within" have each molecule's own mean error removed.
-    """
-    classes: dict[str, list[Sample]] = {}
-    for f in frames:
-        name = f"MD {f.temperature:.0f} K" if f.kind == "md" else f.kind
-        classes.setdefault(name, []).append(f)
-    table = {}
-    for name, members in sorted(classes.items()):
-        prediction = potential.predict(label_set(members).structures)
-        force = np.concatenate(
-            [(p - f.forces).ravel() for p, f in zip(prediction.forces, members, strict=True)]
-        )
-        energy = np.array(
-            [
-                (p - f.energy) / len(f.numbers)
-                for p, f in zip(prediction.energies, members, strict=True)
-            ]
-        )
-        molecule = np.array([f.molecule for f in members])
-        within = energy.copy()
-        for m in set(molecule):
-            within[molecule == m] -= energy[molecule == m].mean()
-        table[name] = {
-            "frames": len(members),
-            "forces_MAE": round(1e3 * float(np.abs(force).mean()), 1),
-            "forces_RMSE": round(1e3 * float(np.sqrt((force**2).mean())), 1),
-            "energy_within_MAE": round(1e3 * float(np.abs(within).mean()), 2),
-            "energy_MAE": round(1e3 * float(np.abs(energy).mean()), 2),
-            "energy_RMSE": round(1e3 * float(np.sqrt((energy**2).mean())), 2),
-        }
-    return table
-
-
-def by_class(potential: MacePotential, valid: list[Sample]) -> dict[str, dict]:
-    """Return the errors on parts of the unseen molecules.
-
-    Those with strained or rare groups apart, and those of ring scaffolds never trained on.
-    """
-    listed = {m["id"]: m for m in json.loads((WORK / "molecules.json").read_text())}
-    smiles = {f.molecule: listed[f.molecule]["smiles"] for f in valid}
-    by_scaffold = {k for k in smiles if listed[k]["family"] == "mixed" and scaffold(smiles[k])}
-    parts = {
-        "common molecules": [f for f in valid if not is_exotic(smiles[f.molecule])],
-        "with strained or rare groups": [f for f in valid if is_exotic(smiles[f.molecule])],
-        "of unseen ring scaffolds": [f for f in valid if f.molecule in by_scaffold],
-    }
-    return {
-        f"unseen, {len({f.molecule for f in part})} {name}": errors(potential, part)
-        for name, part in parts.items()
-    }
-
-
-def errors_of_g2(potential: MacePotential) -> dict[str, dict]:
-    """Return the errors on g2: all of it, what was never trained on, and what was."""
-    frames = load([WORK / "g2_test.npz"])
-    parts = {
-        "ASE g2, all {} molecules": frames,
-        f"of these {{}} of more than {TINY} atoms, never trained on": [
-            f for f in frames if len(f.numbers) > TINY
-        ],
-        f"of these {{}} of up to {TINY} atoms, trained on by other frames": [
-            f for f in frames if len(f.numbers) <= TINY
-        ],
-    }
-    return {
-        name.format(len({f.molecule for f in part})): errors(potential, part)
-        for name, part in parts.items()
-    }
-
-
-def worst(
-    potential: MacePotential, frames: list[Sample], names: dict[int, str]
-) -> dict[str, float]:
-    """Return name -> MAE of the forces at 300 K, meV/Å, of the molecules that are worst."""
-    at = [f for f in frames if f.temperature == REPORTED_K[0]]
-    predicted = potential.predict(label_set(at).structures).forces
-    assert predicted is not None
-    off: dict[int, list[float]] = {}
-    for f, p in zip(at, predicted, strict=True):
-        off.setdefault(f.molecule, []).append(1e3 * float(np.abs(p - f.forces).mean()))
-    means = {m: float(np.mean(values)) for m, values in off.items()}
-    return {
-        names[m]: round(means[m], 1)
-        for m in sorted(means, key=means.__getitem__)[: -WORST - 1 : -1]
-    }
-
-
-def export(arguments: argparse.Namespace) -> None:
-    """Write the averaged weights as a bundle with a model card."""
-    frames, valid = _frames(arguments)
-    state = torch.load(arguments.checkpoint, weights_only=True)
-    potential = MacePotential(state["config"], name="bundled")
-    potential.set_theta(state["average"])
-    about = {
-        "title": "Flywise bundled foundation model, version 3",
-        "label_fingerprint": "GFN1-xTB (tblite)",
-        "training": {
-            "frames": len(frames),
-            "molecules": len({f.molecule for f in frames}),
-            "chosen": len({f.molecule for f in frames if f.molecule >= FIRST_ID * len(FAMILIES)}),
-            "rehearsed": sum(f.molecule >= 0 for f in frames) if arguments.rehearse else 0,
-            "tiny": len({f.molecule for f in frames if f.molecule < -1}),
-            "epochs": round(state["counters"][1] / len(frames), 1),
-            "minutes": round(state["counters"][2] / 60, 1),
-            "seed": arguments.seed,
-            "machine": f"{platform.machine()}, {arguments.processes} cores",
-            "date": time.strftime("%Y-%m-%d"),
-        },
-        "errors": {
-            "all unseen molecules": errors(
-                potential, valid + load([WORK / "valid_geometries.npz"])
-            ),
-            **by_class(potential, valid),
-            **errors_of_g2(potential),
-        },
-        "curve": curve([]),
-        "worst": {
-            "unseen molecules": worst(
-                potential, valid,
-                {m["id"]: m["smiles"] for m in json.loads((WORK / "molecules.json").read_text())},
-            ),
-            "g2": worst(
-                potential, load([WORK / "g2_test.npz"]),
-                dict(enumerate(json.loads((WORK / "g2_names.json").read_text()))),
-            ),
-        },
-    }  # fmt: skip
-    if CHECKS.exists():
-        about["checks"] = json.loads(CHECKS.read_text())
-    if arguments.start is not None:
-        earlier = json.loads((arguments.start / "config.json").read_text())["about"]
-        about["training"]["earlier"] = earlier["training"]
-        about["curve"] = curve(earlier["curve"])
-    save(potential, arguments.export, about)
-    rng = np.random.default_rng(arguments.seed)
-    save_frames(arguments.export / "replay.npz", replay(frames, rng))
-    (arguments.export / "MODEL_CARD.md").write_text(card(potential, about), encoding="utf-8")
-    print(json.dumps(about, indent=1))
-
-
-def curve(before: list[dict[str, float]]) -> list[dict[str, float]]:
-    """Return the errors on unseen molecules in the course of training, from the log.
-
-    After those of the runs `before`, whose minutes and frames go on.
-    """
-    number = r"([\d.]+)"
-    by_temperature = rf"E {number} meV/atom F {number} meV/Å"
-    pattern = rf"^(\d+) s, (\d+) frames, .* K {by_temperature}, .* K {by_temperature}"
-    found = re.findall(pattern, LOG.read_text(), re.MULTILINE) if LOG.exists() else []
-    names = [f"{kind}_{t}K" for t in REPORTED_K for kind in ("energy_MAE", "forces_MAE")]
-    minutes, done = (before[-1]["minutes"], before[-1]["frames"]) if before else (0, 0)
-    return before + [
-        {"minutes": minutes + round(int(seconds) / 60), "frames": done + int(frames)}
-        | dict(zip(names, map(float, values), strict=True))
-        for seconds, frames, *values in found
-    ]
-
-
-def replay(frames: list[Sample], rng: np.random.Generator) -> list[Sample]:
-    """Return frames for rehearsal: equally many of each kind, no molecule twice in one kind."""
-    kinds: dict[str, dict[int, Sample]] = {}
-    for k in rng.permutation(len(frames)):
-        f = frames[k]
-        if np.abs(f.forces).max() < REPLAY_FORCE:
-            kinds.setdefault(f.kind, {}).setdefault(f.molecule, f)
-    each = REPLAY // len(kinds)
-    return [f for kind in sorted(kinds) for f in list(kinds[kind].values())[:each]]
 
 
 if __name__ == "__main__":

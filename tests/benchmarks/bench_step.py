@@ -1,14 +1,15 @@
 """A step of molecular dynamics: Flywise against ASE with mace-torch's own MACECalculator.
 
     flywise bench step [--systems ethanol,ethanol-small,3BPA,waters,silicon] [--threads N]
+                       [--device cuda --members 8,16,32]
 
 The same weights, precision, threads, thermostat and start for all, in turns within one run. The
-committee of eight is what mace-torch offers for uncertainty; its members here differ by noise on
+committee is what mace-torch offers for uncertainty; its members here differ by noise on
 the weights, which costs the same as members that were trained. Flywise's bounds are those of a
 campaign with default settings: the energy's at every step and the forces' at every tenth, by the
-linearised posterior or by that of the last layer. Forces of eight members at every step are
-measured in stacks of the size found best, and one by one. All run on the bundled model but silicon
-and "ethanol-small", a model of 29,904 weights.
+linearised posterior or by that of the last layer. Forces of all members at every step are measured
+in stacks of the size found best, and one by one. Steps are compiled on the processor only. All run
+on the bundled model but silicon and "ethanol-small", a model of 29,904 weights.
 """
 
 from __future__ import annotations
@@ -37,12 +38,15 @@ from core.posterior import make as make_posterior
 from core.potentials import load
 from core.potentials.base import TorchPotential
 from core.potentials.convert import convert
+from core.potentials.device import require_cuda
 from core.potentials.mace import guarded, scripted
 from core.settings import DynamicsSettings, Noise, PosteriorSettings
 from core.structures import Structure, from_atoms
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
-ROUNDS, LEAST_S, MEMBERS, STRIDE = 10, 0.4, 8, 10
+ROUNDS, STRIDE = 10, 10
+LEAST_S = {"cpu": 0.4, "cuda": 0.15}
+"""Seconds that a way runs in each round, at least."""
 KELVIN, DT_FS, FRICTION = 300.0, 0.5, 0.01
 
 
@@ -79,7 +83,9 @@ def converted(checkpoint: str) -> TorchPotential:
         return load(str(Path(folder) / "bundle"))
 
 
-def with_calculator(atoms: ase.Atoms, potential: TorchPotential, members: int) -> Callable:
+def with_calculator(
+    atoms: ase.Atoms, potential: TorchPotential, members: int, device: str
+) -> Callable:
     """Return a function that makes n steps with ASE and MACECalculator."""
     with guarded():
         from mace.calculators import MACECalculator
@@ -91,7 +97,7 @@ def with_calculator(atoms: ase.Atoms, potential: TorchPotential, members: int) -
             for p in model.parameters():
                 p.mul_(1 + 0.01 * torch.randn_like(p))
     atoms = atoms.copy()
-    atoms.calc = MACECalculator(models=models, device="cpu", default_dtype="float32")
+    atoms.calc = MACECalculator(models=models, device=device, default_dtype="float32")
     MaxwellBoltzmannDistribution(
         atoms, temperature_K=KELVIN, rng=np.random.RandomState(1), force_temp=True
     )
@@ -145,11 +151,14 @@ def _await_compiled(potential: TorchPotential, run: Callable, programs: int = 1)
                 raise RuntimeError(told.problem)
 
 
-def with_members(atoms: ase.Atoms, potential: TorchPotential, *, stacked: bool) -> Callable:
-    """Return a function that makes n steps on the mean of eight members, all evaluated each."""
+def with_members(
+    atoms: ase.Atoms, potential: TorchPotential, count: int, *, stacked: bool
+) -> Callable:
+    """Return a function that makes n steps on the mean of `count` members, all evaluated each."""
     structure = from_atoms(atoms)
     members, theta = potential.members(), potential.get_theta()
-    thetas = theta * (1 + 0.01 * torch.randn(MEMBERS, len(theta), dtype=theta.dtype))
+    thetas = theta * (1 + 0.01 * torch.randn(count, len(theta), dtype=theta.dtype))
+    thetas = thetas.to(potential.device)
     if not stacked:
         members._measured = lambda *_: 1
 
@@ -167,30 +176,43 @@ def _dynamics(structure: Structure, evaluator: Callable) -> Dynamics:
     return Dynamics(structure, evaluator, settings, np.random.default_rng(1))
 
 
-def measure(name: str, threads: int) -> dict[str, Any]:
+def measure(name: str, threads: int, device: str, members: list[int]) -> dict[str, Any]:
     """Return ms a step of each way, by round, all ways in turn."""
     with tempfile.TemporaryDirectory() as folder:
-        return _measured(name, threads, Path(folder))
+        return _measured(name, threads, device, members, Path(folder))
 
 
-def _measured(name: str, threads: int, folder: Path) -> dict[str, Any]:
+def _measured(
+    name: str, threads: int, device: str, members: list[int], folder: Path
+) -> dict[str, Any]:
     torch.set_num_threads(threads)
     atoms, potential = system(name)
-    others = [system(name)[1] for _ in range(2)]
+    committees = {
+        f"the same, committee of {count}": with_calculator(atoms, potential, count, device)
+        for count in members
+    }
+    calculator = with_calculator(atoms, potential, 1, device)
+    if device == "cuda":
+        potential.move_to(require_cuda())
     last_layer = PosteriorSettings(kind="last-layer")
     ways = {
-        "ASE + MACECalculator": with_calculator(atoms, potential, 1),
-        f"the same, committee of {MEMBERS}": with_calculator(atoms, potential, MEMBERS),
+        "ASE + MACECalculator": calculator,
+        **committees,
         "Flywise": with_flywise(atoms, potential),
         "Flywise with bounds": with_flywise(atoms, potential, posterior=PosteriorSettings()),
         "Flywise with bounds, last layer": with_flywise(atoms, potential, posterior=last_layer),
-        "Flywise, compiled": with_flywise(atoms, others[0], compiled=folder),
-        "Flywise, compiled, with bounds": with_flywise(
-            atoms, others[1], posterior=PosteriorSettings(), compiled=folder
-        ),
-        f"Flywise, {MEMBERS} members": with_members(atoms, potential, stacked=True),
-        "the same, one by one": with_members(atoms, potential, stacked=False),
     }
+    if device == "cpu":
+        others = [system(name)[1] for _ in range(2)]
+        ways["Flywise, compiled"] = with_flywise(atoms, others[0], compiled=folder)
+        ways["Flywise, compiled, with bounds"] = with_flywise(
+            atoms, others[1], posterior=PosteriorSettings(), compiled=folder
+        )
+    for count in members:
+        ways[f"Flywise, {count} members"] = with_members(atoms, potential, count, stacked=True)
+        ways[f"Flywise, {count} members one by one"] = with_members(
+            atoms, potential, count, stacked=False
+        )
     counts = {}
     for way, run in ways.items():
         run(1)
@@ -198,14 +220,17 @@ def _measured(name: str, threads: int, folder: Path) -> dict[str, Any]:
         run(STRIDE if "bounds" in way else 1)
         each = (time.perf_counter() - began) / (STRIDE if "bounds" in way else 1)
         least = STRIDE if "bounds" in way else 2
-        counts[way] = least * max(1, round(LEAST_S / each / least))
+        counts[way] = least * max(1, round(LEAST_S[device] / each / least))
     rounds: dict[str, list[float]] = {way: [] for way in ways}
     for k in range(ROUNDS):
         for way in list(ways)[:: 1 if k % 2 else -1]:
             began = time.perf_counter()
             ways[way](counts[way])
             rounds[way].append(1000 * (time.perf_counter() - began) / counts[way])
-    return {"atoms": len(atoms), "parameters": potential.n_parameters, "rounds": rounds}
+    return {
+        "atoms": len(atoms), "parameters": potential.n_parameters, "rounds": rounds,
+        "device": torch.cuda.get_device_name() if device == "cuda" else "processor",
+    }  # fmt: skip
 
 
 def main() -> None:
@@ -213,13 +238,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="flywise bench step")
     parser.add_argument("--systems", default="ethanol,ethanol-small,3BPA,waters,silicon")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--members", default="8", help="numbers of members, by commas")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
-    rows = []
+    threads, device = arguments.threads, arguments.device
+    members = [int(count) for count in arguments.members.split(",")]
+    suffix = "" if device == "cpu" else f"-{device}"
+    rows, devices = [], set()
     for name in arguments.systems.split(","):
         found = cell(
-            "step", f"{name}-{arguments.threads}t", lambda n=name: measure(n, arguments.threads)
-        )
+            "step", f"{name}-{threads}t{suffix}",
+            lambda n=name: measure(n, threads, device, members),
+        )  # fmt: skip
+        devices.add(found.get("device", "processor"))
         first = next(iter(found["rounds"].values()))
         for way, times in found["rounds"].items():
             ratios = [t / f for t, f in zip(times, first, strict=True)]
@@ -231,7 +263,8 @@ def main() -> None:
             )  # fmt: skip
     columns = ("system", "way", "ms a step", "times ASE + MACECalculator", "range")
     print(table("A step of MD, 0.5 fs, Langevin, float32", columns, rows))
-    print(machine(context(threads=arguments.threads, seeds="1", rounds=ROUNDS)))
+    where = ", ".join(sorted(devices))
+    print(machine(context(device=where, threads=threads, seeds="1", rounds=ROUNDS)))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ PACKAGES = ("torch", "mace-torch", "ase", "tblite", "numpy", "flywise")
 
 def context(**more: Any) -> dict[str, Any]:
     """Return machine, versions and whatever decides the figures (seeds, threads)."""
-    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    versions = {name: _version(name) for name in PACKAGES}
     return {
         "cpu": _cpu(),
         "cores": os.cpu_count(),
@@ -25,6 +25,13 @@ def context(**more: Any) -> dict[str, Any]:
         **versions,
         **more,
     }
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def _cpu() -> str:
