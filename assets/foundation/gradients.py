@@ -109,7 +109,8 @@ class Gradients:
 
     def __call__(self, inputs: Inputs) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Return the loss and its gradient, one tensor for each parameter."""
-        loss, *gradients = self._compiled(self._weights, inputs)
+        with torch.no_grad():  # the program holds its own derivatives
+            loss, *gradients = self._compiled(self._weights, inputs)
         return loss, gradients
 
     def _program(

@@ -104,7 +104,7 @@ class _Stack:
         n, rows, columns = like.shape
         self.tensors = {
             "mean": torch.zeros_like(like), "square": torch.zeros_like(like),
-            "left": torch.zeros(n, rows, rows), "right": torch.zeros(n, columns, columns),
+            "left": like.new_zeros(n, rows, rows), "right": like.new_zeros(n, columns, columns),
         }  # fmt: skip
 
     def step(

@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -52,8 +52,6 @@ SHAPE_ON_CARD = Shape(atoms=3600, edges=38_400, structures=300)
 """Of a batch on a CUDA card."""
 CLOCK_STEPS = 10
 """Steps after which the clock is read."""
-PART_S = 300.0
-"""Seconds after which a checkpoint is written."""
 
 
 def label_set(frames: list[Sample]) -> LabelSet:
@@ -104,6 +102,7 @@ def main() -> None:
     parser.add_argument("--cutoff", type=float, default=4.5)
     parser.add_argument("--rate", type=float, default=3e-2)
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--part", type=float, default=300.0, help="seconds between checkpoints")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--limit", type=int, default=None, help="use at most this many frames")
     parser.add_argument("--checkpoint", type=Path, default=WORK / "train.pt")
@@ -196,7 +195,10 @@ def train_on_card(arguments: argparse.Namespace) -> None:
     potential.move_to(require_cuda())
     source = Resident(potential, PACKED)
     print(f"{len(source)} frames", flush=True)
-    training = Training(potential, source, SHAPE_ON_CARD, alone, arguments)
+    training = Training(
+        potential, source, SHAPE_ON_CARD, alone, arguments,
+        renew=25, options={"triton.cudagraphs": True},
+    )  # fmt: skip
     _train(training, tests(potential, load([WORK / "valid.npz"]), alone), arguments)
 
 
@@ -289,19 +291,20 @@ class Training:
 
     def __init__(
         self, potential: MacePotential, source: Padded | Resident, shape: Shape, share: Share,
-        arguments: argparse.Namespace,
+        arguments: argparse.Namespace, *, renew: int = 10, options: dict[str, Any] | None = None,
     ) -> None:  # fmt: skip
         self._potential, self._source, self._share = potential, source, share
         self._seconds_in_all, self._rate = 60 * arguments.minutes, arguments.rate
+        self._part = arguments.part
         self._rng = np.random.default_rng([arguments.seed, share.rank])
-        self._soap = Soap(potential.module, arguments.channels, rate=arguments.rate)
+        self._soap = Soap(potential.module, arguments.channels, rate=arguments.rate, renew=renew)
         self._average = self._weights()
         self._steps, self._examples, self._seconds = 0, 0, 0.0
         self._shape = replace(shape, width=share.largest(source.width))
         like = source.inputs(next(packed(source, self._shape, self._rng)), self._shape)
         if share.rank:  # waits until the first process has compiled, then takes its program
             share.wait()
-        self._gradients = Gradients(potential, LOSS, self._shape, like)
+        self._gradients = Gradients(potential, LOSS, self._shape, like, options)
         self._gradients(like)
         if not share.rank:
             share.wait()
@@ -315,14 +318,14 @@ class Training:
         return torch.cat([p.detach().reshape(-1) for p in self._potential.parameters()])
 
     def parts(self) -> Iterator[float]:
-        """Train, yielding the mean loss after every `PART_S` seconds."""
+        """Train, yielding the mean loss of each part."""
         began = time.perf_counter() - self._seconds
         losses, told = [], self._seconds
         while self._seconds < self._seconds_in_all:
             for batch in packed(self._source, self._shape, self._rng):
                 losses.append(self._step(batch, began))
                 done = self._seconds >= self._seconds_in_all
-                if done or self._seconds >= told + PART_S:
+                if done or self._seconds >= told + self._part:
                     yield float(torch.stack(losses).mean())
                     losses, told = [], self._seconds
                 if done:
@@ -395,8 +398,9 @@ def absolute_errors(potential: MacePotential, test: Dataset) -> torch.Tensor:
         energy, forces = potential.energy_and_forces(example.graphs)
         energy_error = (energy.detach() - example.energies) / example.n_atoms
         force_error = forces.detach() - example.forces
-        counts = [len(energy_error), force_error.numel()]
-        sums += torch.tensor([energy_error.abs().sum(), force_error.abs().sum(), *counts])
+        found = torch.stack([energy_error.abs().sum(), force_error.abs().sum()]).cpu()
+        counts = torch.tensor([len(energy_error), force_error.numel()])
+        sums += torch.cat([found, counts])
     return sums
 
 
