@@ -217,6 +217,7 @@ def test_a_failed_label_is_shown_and_tried_again(watched, serve, argon):
             rows = page.get_by_role("option").filter(has_text=re.compile("failed|skipped"))
             expect(rows).to_have_count(len(given_up))  # else the page still shows the last one
             rows.first.click()
+            expect(page).to_have_url(re.compile(r"[?&]frame=\d"))  # the choice has come back
             button(page, "Retry").click()
             labelled = 9 - len(given_up)
             wait_for(lambda n=labelled: arrived(reader) >= n)

@@ -83,19 +83,22 @@ def converted(checkpoint: str) -> TorchPotential:
         return load(str(Path(folder) / "bundle"))
 
 
-def with_calculator(
-    atoms: ase.Atoms, potential: TorchPotential, members: int, device: str
-) -> Callable:
-    """Return a function that makes n steps with ASE and MACECalculator."""
-    with guarded():
-        from mace.calculators import MACECalculator
-
-    models = [scripted(potential) for _ in range(members)]
+def committee(potential: TorchPotential, count: int) -> list[torch.nn.Module]:
+    """Return mace's models with the potential's weights, but for the first moved at random."""
+    models = [scripted(potential) for _ in range(count)]
     torch.manual_seed(1)
     with torch.no_grad():
         for model in models[1:]:
             for p in model.parameters():
                 p.mul_(1 + 0.01 * torch.randn_like(p))
+    return models
+
+
+def with_calculator(atoms: ase.Atoms, models: list[torch.nn.Module], device: str) -> Callable:
+    """Return a function that makes n steps with ASE and MACECalculator."""
+    with guarded():
+        from mace.calculators import MACECalculator
+
     atoms = atoms.copy()
     atoms.calc = MACECalculator(models=models, device=device, default_dtype="float32")
     MaxwellBoltzmannDistribution(
@@ -187,11 +190,12 @@ def _measured(
 ) -> dict[str, Any]:
     torch.set_num_threads(threads)
     atoms, potential = system(name)
+    models = committee(potential, max(members))
     committees = {
-        f"the same, committee of {count}": with_calculator(atoms, potential, count, device)
+        f"the same, committee of {count}": with_calculator(atoms, models[:count], device)
         for count in members
     }
-    calculator = with_calculator(atoms, potential, 1, device)
+    calculator = with_calculator(atoms, models[:1], device)
     if device == "cuda":
         potential.move_to(require_cuda())
     last_layer = PosteriorSettings(kind="last-layer")
