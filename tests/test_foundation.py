@@ -20,7 +20,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "assets" / "foundat
 
 from check import pressed
 from choose import RIDGE, by_leverage
-from gradients import Gradients, Shape, packed
+from dataset import Sample
+from gradients import Gradients, Padded, Shape, packed
+from resident import Resident, pack
 from soap import Soap
 from widen import widened
 
@@ -109,17 +111,49 @@ def _saved(state: dict[str, object]):  # type: ignore[no-untyped-def]
 def test_the_compiled_gradient_is_that_of_the_loss(potential: MacePotential, data: Dataset) -> None:
     loss = Loss(energy=20.0, force=10.0, per_atom=1.0, huber=0.05)
     shape = Shape(atoms=40, edges=200, structures=8, width=8)
-    gradients = Gradients(potential, loss, shape, data.example([0, 1, 2]))
+    source = Padded(data, len(potential.elements))
+    gradients = Gradients(potential, loss, shape, source.inputs([0, 1, 2], shape))
     for batch in ([0, 1, 2], [3, 4, 5, 0], [5]):
         example = data.example(batch)
         energy, forces = potential.energy_and_forces(example.graphs, create_graph=True)
         expected = loss(example, energy, forces)
         slopes = torch.autograd.grad(expected, potential.parameters())
-        found, got = gradients(example)
+        found, got = gradients(source.inputs(batch, shape))
         assert float(found) == pytest.approx(float(expected.detach()), rel=1e-5)
         scale = max(float(g.abs().max()) for g in slopes)
         for g, wanted in zip(got, slopes, strict=True):
             assert float((g - wanted).abs().max()) < 1e-5 * scale
+
+
+def test_packed_frames_on_a_device_give_the_inputs_of_the_dataset(
+    potential: MacePotential, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(1)
+    frames = [
+        Sample(
+            s.numbers, s.positions, rng.normal(size=s.positions.shape), -float(len(s)), 0, "md", 0
+        )
+        for s in MOLECULES
+    ]
+    pack(tmp_path / "packed.npz", frames)
+    labels = LabelSet(
+        tuple(MOLECULES), np.array([f.energy for f in frames]), tuple(f.forces for f in frames)
+    )
+    source = Padded(Dataset(potential, labels), len(potential.elements))
+    resident = Resident(potential, tmp_path / "packed.npz")
+    assert resident.width == source.width
+    assert [resident.size(i) for i in range(6)] == [source.size(i) for i in range(6)]
+    shape = Shape(atoms=40, edges=200, structures=8, width=8)
+    for batch in ([0, 1, 2], [3, 5, 0], [4]):
+        wanted, (positions, *found) = source.inputs(batch, shape), resident.inputs(batch, shape)
+        for a, b in zip(found, wanted[1:], strict=True):
+            assert a.shape == b.shape
+            assert float((a.double() - b.double()).abs().max()) < 1e-4
+        *_, senders, receivers = wanted[:3]
+        between = [(x[senders] - x[receivers]).norm(dim=1) for x in (positions, wanted[0])]
+        # the atoms that missing edges join are not where their molecule's centre was
+        near = between[1] < 900
+        assert float((between[0] - between[1])[near].abs().max()) < 1e-4
 
 
 def test_molecules_are_taken_by_how_little_is_known_about_their_atoms() -> None:

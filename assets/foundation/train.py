@@ -50,6 +50,8 @@ NEAREST, WALL_COPIES = 0.45, 4
 """Length of the shortest pair of atoms trained on, Å; copies of such pairs for each process."""
 SHAPE_ON_CARD = Shape(atoms=3600, edges=38_400, structures=300)
 """Of a batch on a CUDA card."""
+SHARES = {"reaction": 0.5, "dimer": 0.5, "scan": 0.5}
+"""Of the frames of a kind, how many are packed for the card; of other kinds all."""
 CLOCK_STEPS = 10
 """Steps after which the clock is read."""
 
@@ -223,8 +225,14 @@ def _train(training: Training, tests: dict[int, Dataset], arguments: argparse.Na
 def pack_frames(arguments: argparse.Namespace) -> None:
     """Write what `--device cuda` trains on."""
     frames, _ = frames_of(arguments)
-    pack(PACKED, frames + 2 * WALL_COPIES * walls(_model(arguments, frames), frames))
-    print(f"{len(frames)} frames, {PACKED.stat().st_size / 2**20:.1f} MiB: {PACKED}")
+    draws = np.random.default_rng(arguments.seed).random(len(frames))
+    chosen = [
+        f
+        for f, draw in zip(frames, draws, strict=True)
+        if f.molecule < 0 or draw < SHARES.get(f.kind, 1.0)
+    ]
+    pack(PACKED, chosen + 2 * WALL_COPIES * walls(_model(arguments, frames), frames))
+    print(f"{len(chosen)} frames, {PACKED.stat().st_size / 2**20:.1f} MiB: {PACKED}")
 
 
 def _model(arguments: argparse.Namespace, frames: list[Sample]) -> MacePotential:
