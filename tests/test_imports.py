@@ -50,3 +50,21 @@ def test_only_adapters_named_mace_import_it(graph, package):
 
 def test_the_check_of_loaded_packages_can_fail():
     assert loaded("bokeh", {"bokeh", "torch"}) == "bokeh"
+
+
+def test_a_potential_loads_neither_maces_trainer_nor_what_only_that_needs():
+    assert loaded("core.potentials.mace", {"matplotlib", "pandas", "torchmetrics"}) == ""
+
+
+def test_maces_trainer_is_there_for_who_asks():
+    code = (
+        "import sys, core.potentials.mace\n"
+        "from mace.tools import SWAContainer, train\n"
+        "import torch._dynamo\n"
+        "module = sys.modules['mace.tools.train']\n"
+        "assert train is module.train and SWAContainer is module.SWAContainer\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr

@@ -7,8 +7,11 @@ module puts it back. Models are built here from a configuration, never unpickled
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import os
+import sys
+import types
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -39,8 +42,45 @@ def guarded() -> Iterator[None]:
             os.environ[UNGUARDED] = before
 
 
+TRAINING, DYNAMO = "mace.tools.train", "torch._dynamo"
+"""Modules that importing mace's networks imports too: its trainer, with matplotlib, pandas and
+torchmetrics, and torch's compiler. They take as long as all else together."""
+
+
+@contextlib.contextmanager
+def _lean() -> Iterator[None]:
+    """Import mace's networks in here without what only training and compiling with mace need.
+
+    The names of its trainer in `mace.tools` are found when asked for.
+    """
+    trained = ("SWAContainer", "evaluate", "train")
+    absent: dict[str, Any] = {DYNAMO: None}  # mace goes without where this cannot be imported
+    absent[TRAINING] = types.ModuleType(TRAINING)
+    vars(absent[TRAINING]).update(dict.fromkeys(trained))
+    absent = {name: module for name, module in absent.items() if name not in sys.modules}
+    sys.modules.update(absent)
+    try:
+        yield
+    finally:
+        for name in absent:
+            del sys.modules[name]
+    if TRAINING in absent:
+        tools = sys.modules["mace.tools"]
+        for name in trained:
+            delattr(tools, name)
+
+        def later(name: str) -> Any:
+            if name not in trained:
+                raise AttributeError(f"module 'mace.tools' has no attribute {name!r}")
+            found = getattr(importlib.import_module(TRAINING), name)
+            setattr(tools, name, found)
+            return found
+
+        vars(tools)["__getattr__"] = later
+
+
 torch.serialization.add_safe_globals([slice])
-with guarded():
+with guarded(), _lean():
     import mace.modules  # must precede e3nn
     from e3nn import get_optimization_defaults, o3, set_optimization_defaults
 
