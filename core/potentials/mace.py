@@ -72,9 +72,9 @@ def _lean() -> Iterator[None]:
         def later(name: str) -> Any:
             if name not in trained:
                 raise AttributeError(f"module 'mace.tools' has no attribute {name!r}")
-            found = getattr(importlib.import_module(TRAINING), name)
-            setattr(tools, name, found)
-            return found
+            module = importlib.import_module(TRAINING)
+            vars(tools).update({name: getattr(module, name) for name in trained})
+            return getattr(module, name)
 
         vars(tools)["__getattr__"] = later
 
