@@ -1,6 +1,6 @@
 """Make the bundle of the trained foundation model, with its errors and its card.
 
-    python assets/foundation/export.py assets/models/bundled
+    python assets/foundation/export.py assets/models/bundled --version 4
 
 The averaged weights of the checkpoint that `train.py` wrote, the errors measured on molecules never
 trained on, and frames for rehearsal.
@@ -42,7 +42,9 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--checkpoint", type=Path, default=WORK / "train.pt")
     parser.add_argument("--start", type=Path, default=None, help="bundle that was started from")
+    parser.add_argument("--version", type=int, required=True)
     parser.add_argument("--machine", default=platform.machine(), help="that it was trained on")
+    parser.add_argument("--rehearse", action="store_true", help="as in training")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--limit", type=int, default=None, help="frames that were used, at most")
     export(parser.parse_args())
@@ -141,18 +143,19 @@ def worst(
 def export(arguments: argparse.Namespace) -> None:
     """Write the averaged weights as a bundle with a model card."""
     frames, valid = frames_of(arguments)
-    state = torch.load(arguments.checkpoint, weights_only=True)
+    state = torch.load(arguments.checkpoint, weights_only=True, map_location="cpu")
     potential = MacePotential(state["config"], name="bundled")
     potential.set_theta(state["average"])
     about = {
-        "title": "Flywise bundled foundation model, version 4",
+        "title": f"Flywise bundled foundation model, version {arguments.version}",
         "label_fingerprint": "GFN1-xTB (tblite)",
         "training": {
-            "frames": len(frames),
+            "frames": state["frames"],
             "molecules": len({f.molecule for f in frames}),
             "chosen": len({f.molecule for f in frames if f.molecule >= FIRST_ID * len(FAMILIES)}),
             "tiny": len({f.molecule for f in frames if f.molecule < -1}),
-            "epochs": round(state["counters"][1] / len(frames), 1),
+            "rehearsed": sum(f.molecule >= 0 for f in frames) if arguments.rehearse else 0,
+            "epochs": round(state["counters"][1] / state["frames"], 1),
             "minutes": round(state["counters"][2] / 60, 1),
             "seed": arguments.seed,
             "machine": arguments.machine,

@@ -238,7 +238,7 @@ def pack_frames(arguments: argparse.Namespace) -> None:
 def _model(arguments: argparse.Namespace, frames: list[Sample]) -> MacePotential:
     """Return the model of the checkpoint or of `--start`, or a new one."""
     if arguments.checkpoint.exists():
-        state = torch.load(arguments.checkpoint, weights_only=True)
+        state = torch.load(arguments.checkpoint, weights_only=True, map_location="cpu")
         return MacePotential(state["config"], name="bundled")
     if arguments.start is not None:
         start = cast(MacePotential, load_potential(str(arguments.start)))
@@ -384,6 +384,7 @@ class Training:
             "average": self._average.cpu(),
             "optimizer": self._soap.state(),
             "counters": (self._steps, self._examples, self._seconds),
+            "frames": len(self._source) * self._share.processes,
         }
         part = path.with_suffix(".part")
         torch.save(state, part)
