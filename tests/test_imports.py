@@ -53,14 +53,17 @@ def test_the_check_of_loaded_packages_can_fail():
 
 
 def test_a_potential_loads_neither_maces_trainer_nor_what_only_that_needs():
-    assert loaded("core.potentials.mace", {"matplotlib", "pandas", "torchmetrics"}) == ""
+    heavy = {"matplotlib", "pandas", "torchmetrics"}
+    assert loaded("core.potentials.mace", heavy) == ""
 
 
-def test_maces_trainer_is_there_for_who_asks():
+def test_what_was_left_out_of_mace_is_there_for_who_asks():
     code = (
         "import sys, core.potentials.mace\n"
         "from mace.tools import SWAContainer, train\n"
         "import torch._dynamo\n"
+        "from mace.tools.torch_tools import get_change_of_basis\n"
+        "assert get_change_of_basis().shape == (6, 3, 3)\n"
         "module = sys.modules['mace.tools.train']\n"
         "assert train is module.train and SWAContainer is module.SWAContainer\n"
     )

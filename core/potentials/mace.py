@@ -42,21 +42,29 @@ def guarded() -> Iterator[None]:
             os.environ[UNGUARDED] = before
 
 
-TRAINING, DYNAMO = "mace.tools.train", "torch._dynamo"
+TRAINING, DYNAMO, TENSORS = "mace.tools.train", "torch._dynamo", "e3nn.io"
 """Modules that importing mace's networks imports too: its trainer, with matplotlib, pandas and
-torchmetrics, and torch's compiler. They take as long as all else together."""
+torchmetrics; torch's compiler; and tensors of dipoles, with scipy's signals. They take longer than
+all else together."""
+TRAINED = ("SWAContainer", "evaluate", "train")
+"""What `mace.tools` has of its trainer."""
 
 
 @contextlib.contextmanager
 def _lean() -> Iterator[None]:
-    """Import mace's networks in here without what only training and compiling with mace need.
+    """Import mace's networks in here without what they do not need.
 
-    The names of its trainer in `mace.tools` are found when asked for.
+    What is left out is imported when somebody asks for it.
     """
-    trained = ("SWAContainer", "evaluate", "train")
-    absent: dict[str, Any] = {DYNAMO: None}  # mace goes without where this cannot be imported
-    absent[TRAINING] = types.ModuleType(TRAINING)
-    vars(absent[TRAINING]).update(dict.fromkeys(trained))
+    absent: dict[str, Any] = {
+        DYNAMO: None,  # mace goes without where this cannot be imported
+        TRAINING: types.ModuleType(TRAINING),
+        TENSORS: types.ModuleType(TENSORS),
+    }
+    vars(absent[TRAINING]).update(dict.fromkeys(TRAINED))
+    absent[TENSORS].CartesianTensor = lambda *arguments: importlib.import_module(
+        TENSORS
+    ).CartesianTensor(*arguments)
     absent = {name: module for name, module in absent.items() if name not in sys.modules}
     sys.modules.update(absent)
     try:
@@ -65,18 +73,22 @@ def _lean() -> Iterator[None]:
         for name in absent:
             del sys.modules[name]
     if TRAINING in absent:
-        tools = sys.modules["mace.tools"]
-        for name in trained:
-            delattr(tools, name)
+        _find_later(sys.modules["mace.tools"])
 
-        def later(name: str) -> Any:
-            if name not in trained:
-                raise AttributeError(f"module 'mace.tools' has no attribute {name!r}")
-            module = importlib.import_module(TRAINING)
-            vars(tools).update({name: getattr(module, name) for name in trained})
-            return getattr(module, name)
 
-        vars(tools)["__getattr__"] = later
+def _find_later(tools: types.ModuleType) -> None:
+    """Let `mace.tools` import its trainer when one of its names is asked for."""
+
+    def later(name: str) -> Any:
+        if name not in TRAINED:
+            raise AttributeError(f"module 'mace.tools' has no attribute {name!r}")
+        module = importlib.import_module(TRAINING)
+        vars(tools).update({name: getattr(module, name) for name in TRAINED})
+        return getattr(module, name)
+
+    for name in TRAINED:
+        delattr(tools, name)
+    vars(tools)["__getattr__"] = later
 
 
 torch.serialization.add_safe_globals([slice])
