@@ -19,7 +19,7 @@ from core.potentials.mace import MacePotential, default_config
 from core.structures import Structure, from_atoms
 
 WATER = from_atoms(molecule("H2O"))
-WAIT_S = 300
+WAIT_S = 600
 
 
 def new_potential(dtype: torch.dtype = torch.float64, **changes: object) -> MacePotential:
@@ -197,6 +197,7 @@ def test_models_not_worth_it_are_left_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_crystal_under_pressure_is_compiled_in_the_background(tmp_path: Path) -> None:
     potential = new_potential()
     silicon = from_atoms(bulk("Si", cubic=True))
@@ -219,6 +220,7 @@ def test_a_crystal_under_pressure_is_compiled_in_the_background(tmp_path: Path) 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_mace_with_equivariant_features_is_compiled_too(tmp_path: Path) -> None:
     potential = new_potential(hidden_irreps="8x0e + 8x1o")
     evaluate, (told,) = compiled_evaluator(potential, WATER, tmp_path)
