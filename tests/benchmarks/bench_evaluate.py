@@ -38,7 +38,8 @@ def measured() -> dict[str, Any]:
             tuning = TuningSettings(steps=STEPS, seed=1)
             order = Order(train=train, out=Path(name), strategy=name, tuning=tuning)
             seconds[name] = finetune(order).seconds
-        found = evaluate(Inquiry(("bundled", *STRATEGIES), test, "gfn2-xtb"))
+        inquiry = Inquiry(("bundled", *STRATEGIES), test, "gfn2-xtb")
+        found = evaluate(inquiry, lambda model, f: print(model, f.name, f.said, flush=True))
     return found | {"tuning_seconds": seconds, "context": context(threads=THREADS)}
 
 
