@@ -12,6 +12,7 @@ import json
 import multiprocessing
 import os
 import time
+from collections.abc import Iterable
 from itertools import combinations_with_replacement, islice
 from pathlib import Path
 
@@ -106,9 +107,14 @@ def trajectory(
     timestep = 1.0 if temperature <= 1000 else 0.5
     stride = 8 if temperature <= 1000 else 10
     steps = dynamics(surface, start, temperature, timestep, rng)
+    return _sound(islice(steps, 20, 20 + stride * frames, stride))
+
+
+def _sound(steps: Iterable[Frame]) -> list[Frame]:
+    """The frames up to the first that is not worth keeping or does not converge."""
     stored: list[Frame] = []
     try:
-        for frame in islice(steps, 20, 20 + stride * frames, stride):
+        for frame in steps:
             if not keep(frame, "md"):
                 break
             stored.append(frame)
@@ -158,15 +164,7 @@ def sampled(
     """
     timestep = 3.0 if temperature <= 1000 else 1.5
     steps = dynamics(surface, start, temperature, timestep, rng, FRICTION, HEAVY)
-    stored: list[Frame] = []
-    try:
-        for frame in islice(steps, SKIPPED, SKIPPED + STRIDE * frames, STRIDE):
-            if not keep(frame, "md"):
-                break
-            stored.append(frame)
-    except NotConvergedError:
-        pass
-    return stored
+    return _sound(islice(steps, SKIPPED, SKIPPED + STRIDE * frames, STRIDE))
 
 
 def labelled(surface: Surface, positions: np.ndarray, molecule: int, kind: str) -> list[Sample]:

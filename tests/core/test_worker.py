@@ -330,5 +330,4 @@ def test_twenty_kills_of_a_worker_with_mace_and_xtb_lose_nothing(tmp_path):
     finally:
         handle.kill()
     check_nothing_lost(directory)
-    # beyond the first eight: how many more depends on how soon a worker starts here
-    assert state.trusted and state.n_labels > 8 and state.settings.trust.confidence == 0.9
+    assert state.trusted and state.n_labels > 20 and state.settings.trust.confidence == 0.9
