@@ -116,6 +116,9 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--pack", action="store_true", help="write the data for --device cuda")
     arguments = parser.parse_args()
+    on_card = arguments.pack or arguments.device == "cuda"
+    if on_card and arguments.start is None and not arguments.checkpoint.exists():
+        parser.error("on a card training goes on: name a bundle with --start, or a --checkpoint")
     if arguments.pack:
         pack_frames(arguments)
     elif arguments.device == "cuda":
