@@ -44,8 +44,8 @@ def guarded() -> Iterator[None]:
 
 TRAINING, DYNAMO, TENSORS = "mace.tools.train", "torch._dynamo", "e3nn.io"
 """Modules that importing mace's networks imports too: its trainer, with matplotlib, pandas and
-torchmetrics; torch's compiler; and tensors of dipoles, with scipy's signals. They take as long as all
-else together."""
+torchmetrics; torch's compiler; and tensors of dipoles, with scipy's signals. They take as long as
+all else together."""
 TRAINED = ("SWAContainer", "evaluate", "train")
 """What `mace.tools` has of its trainer."""
 
