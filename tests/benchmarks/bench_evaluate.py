@@ -24,6 +24,8 @@ from core.campaign.finetune import Order, finetune
 from core.finetuning.tuning import TuningSettings
 
 LABELS, STEPS, THREADS = 50, 1500, 2
+FRAMES = 200
+"""Frames of a run, 20 fs apart, that the labels to learn are drawn from."""
 STRATEGIES = ("naive", "replay")
 
 
@@ -31,7 +33,7 @@ def measured() -> dict[str, Any]:
     """Fine-tune and evaluate; return the report's figures, the receipts' errors and the reasons."""
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         train, test = Path("train.extxyz"), Path("test.extxyz")
-        write(train, drawn(partial(gfn2, 600, 11), LABELS, 1))
+        write(train, drawn(partial(gfn2, FRAMES, 11), LABELS, 1))
         write(test, drawn(partial(gfn2, TESTS, 12), TESTS, 0))
         seconds = {}
         for name in STRATEGIES:

@@ -48,7 +48,9 @@ REHEARSED = 300
 """Frames of the pretraining: mace passes over all of them in every epoch."""
 WRONG_E0 = "naive-e0-kept"
 """Naive fine-tuning with the energies of the foundation's isolated atoms, of another method."""
-ROWS = (*STRATEGIES, "scratch", WRONG_E0)
+LONGER, LONGER_EPOCHS = "replay-longer", 60
+"""Replay beyond mace's epochs, each of which holds all rehearsed frames: eight times our steps."""
+ROWS = (*STRATEGIES, "scratch", WRONG_E0, LONGER)
 PEER = {
     "naive": {},
     "freeze-products": {"freeze": 5},
@@ -56,6 +58,10 @@ PEER = {
     "replay": {"multiheads_finetuning": True},
 }
 """Options of mace_run_train that make it do what a strategy does."""
+BESIDE = {**{name: name for name in PEER}, LONGER: "replay"}
+"""What of ours is compared with which of mace's."""
+KIND = {"scratch": "naive", WRONG_E0: "naive", LONGER: "replay"}
+"""The strategy of a row that is not named after one."""
 
 
 SYSTEMS: dict[str, tuple[Any, Any, str]] = {
@@ -85,7 +91,7 @@ def untrained(like: MacePotential, seed: int) -> MacePotential:
 
 
 def ours(system: str, name: str, n: int, seed: int, folder: Path) -> dict[str, Any]:
-    """Fine-tune by a strategy; naively from random weights for "scratch", or with E0s kept."""
+    """Fine-tune by what a row is called."""
     train, test = data(system, n, seed)
     source = SYSTEMS[system][2]
     start = foundation(source, folder, DTYPE)
@@ -94,13 +100,14 @@ def ours(system: str, name: str, n: int, seed: int, folder: Path) -> dict[str, A
     if name == "scratch":
         start = untrained(start, seed)
     per_epoch = -(-round(0.9 * n) // BATCH)
+    epochs = LONGER_EPOCHS if name == LONGER else EPOCHS
     settings = TuningSettings(
-        steps=EPOCHS * per_epoch, batch_size=BATCH, patience=10**9, seed=seed,
+        steps=epochs * per_epoch, batch_size=BATCH, patience=10**9, seed=seed,
         learning_rate=1e-2 if name == "scratch" else 0.0,
     )  # fmt: skip
     began = time.perf_counter()
     tuning = Tuning(
-        start, train, strategy(name if name in STRATEGIES else "naive"), settings,
+        start, train, strategy(KIND.get(name, name)), settings,
         isolated=isolated_energies(
             start, train, "foundation" if name == WRONG_E0 else "estimated", None
         ),
@@ -109,7 +116,7 @@ def ours(system: str, name: str, n: int, seed: int, folder: Path) -> dict[str, A
     prepared = IMPORTED_S + time.perf_counter() - began
     curve = []
     for progress in tuning.epochs():
-        if progress.epoch % 2 == 0 or progress.epoch == EPOCHS:
+        if progress.epoch % 2 == 0 or progress.epoch == epochs:
             began = time.perf_counter()
             with tuning.as_finished() as potential:
                 ended = time.perf_counter() - began
@@ -158,7 +165,8 @@ def wanted() -> list[tuple[str, str, str, int, int]]:
             for name in ROWS:
                 if name in PEER and system != "gfn2":
                     cells.append(("mace", system, name, LABELS, seed))
-                cells.append(("flywise", system, name, LABELS, seed))
+                if name != LONGER or system != "gfn2":
+                    cells.append(("flywise", system, name, LABELS, seed))
     for n in CURVE:
         for system in ("ethanol", "3bpa"):
             cells += [("flywise", system, name, n, 1) for name in CURVES if n != LABELS]
@@ -188,7 +196,8 @@ def main() -> None:
             name = "-".join(map(str, key))
             there = (RESULTS / "finetune" / f"{name}.json").exists()
             chosen = options.only in name and not options.list
-            if options.pairs and ("mace", *key[1:]) not in cells:
+            beside = BESIDE.get(key[2], key[2])
+            if options.pairs and ("mace", key[1], beside, *key[3:]) not in cells:
                 chosen = False
             if chosen or there:
                 folder = Path(work) / "spice"
@@ -232,9 +241,9 @@ def _strategies(found: dict[Any, dict[str, Any]]) -> str:
 def _peers(found: dict[Any, dict[str, Any]]) -> str:
     rows = []
     for system in SYSTEMS:
-        for name in PEER:
+        for name, of_mace in BESIDE.items():
             for seed in SEEDS:
-                peer = found.get(("mace", system, name, LABELS, seed))
+                peer = found.get(("mace", system, of_mace, LABELS, seed))
                 mine = found.get(("flywise", system, name, LABELS, seed))
                 if peer is None or mine is None:
                     continue
