@@ -21,7 +21,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from common import RESULTS, cell, context, machine, table
-from fixed_data import three_bpa
+from fixed_data import kept, three_bpa
 from pools import REACTIONS, pool
 
 from core.acquisition.features import Features, Kind, Recipe
@@ -67,7 +67,9 @@ def data(name: str) -> tuple[LabelSet, LabelSet]:
         order = rng.permutation(len(joined))[:POOL]
         return subset(joined, order), subset(test, chosen[:TESTS])
     reaction = REACTIONS[name.partition(",")[0]]
-    frames, values = pool(reaction, POOL + TESTS, 1)
+    frames, values = kept(
+        name.partition(",")[0].replace(" ", "-"), partial(pool, reaction, POOL + TESTS, 1)
+    )
     order = rng.permutation(len(frames))
     test, rest = order[:TESTS], order[TESTS:]
     if name == BIASED:

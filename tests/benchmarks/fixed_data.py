@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -24,6 +25,8 @@ from core.units import KCAL_PER_MOL
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 SPICE = SHARED / "models" / "mace-spice.model"
+WORK = Path(__file__).resolve().parent / "work"
+"""Labels made here; delete it when the bundled model changes."""
 STRIDE, TESTS = 40, 200
 
 
@@ -49,6 +52,23 @@ def frames(n: int, seed: int, temperature: float = 300.0) -> list[Structure]:
     return out
 
 
+def kept(name: str, make: Callable[[], tuple[LabelSet, np.ndarray]]) -> tuple[LabelSet, np.ndarray]:
+    """Return labels of frames of one molecule, with a value of each, made once on this machine."""
+    path = WORK / f"{name}.npz"
+    if not path.exists():
+        labels, values = make()
+        path.parent.mkdir(exist_ok=True)
+        part = path.with_name(f"{path.stem}-{os.getpid()}.part.npz")
+        np.savez(
+            part, numbers=labels.structures[0].numbers, values=values, energies=labels.energies,
+            positions=[s.positions for s in labels.structures], forces=labels.forces,
+        )  # fmt: skip
+        part.replace(path)
+    with np.load(path) as data:
+        frames = tuple(Structure(data["numbers"], r) for r in data["positions"])
+        return LabelSet(frames, data["energies"], tuple(data["forces"])), data["values"]
+
+
 def labelled(structures: list[Structure]) -> LabelSet:
     """Return GFN2-xTB labels of the frames."""
     reference = make_reference("gfn2-xtb")
@@ -60,7 +80,11 @@ def labelled(structures: list[Structure]) -> LabelSet:
 
 def gfn2(n: int, seed: int, temperature: float = 300.0) -> LabelSet:
     """Return ethanol at GFN2-xTB."""
-    return labelled(frames(n, seed, temperature))
+
+    def make() -> tuple[LabelSet, np.ndarray]:
+        return labelled(frames(n, seed, temperature)), np.zeros(0)
+
+    return kept(f"ethanol-{n}-{seed}-{temperature:.0f}K", make)[0]
 
 
 def ethanol(part: str) -> LabelSet:
