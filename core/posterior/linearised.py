@@ -329,7 +329,7 @@ class Linearised(Tangent):
 
     def _fit(self, state: State, labels: LabelSet) -> tuple[State, int, float]:
         """Kernel steps Jᵀ (JJᵀ + Σ/s²)⁻¹ r with the exact residuals r and a line search."""
-        residual = self.residuals(state, labels)
+        state, residual = self._with_best_bias(state, self.residuals(state, labels))
         best, done = self._objective(state, residual), 0
         while done < self.max_iterations:
             done += 1
@@ -352,11 +352,25 @@ class Linearised(Tangent):
         for fraction in FRACTIONS:
             trial = self._moved(state, fraction * step)
             self.activate(trial)
-            residual = self.residuals(trial, labels)
+            trial, residual = self._with_best_bias(trial, self.residuals(trial, labels))
             value = self._objective(trial, residual)
             if value < best:  # false also where a wild step gives NaN
                 return trial, residual, value
         return None
+
+    def _with_best_bias(self, state: State, residual: torch.Tensor) -> tuple[State, torch.Tensor]:
+        """Return the most probable bias for the weights of `state`, and what it leaves over.
+
+        Energies are linear in it. Left to the steps, an offset that a long one brings with it makes
+        the step look bad, and what remains of it is an error of every energy to come.
+        """
+        where = [state.rows.of(k).start for k in range(state.rows.n_labels)]
+        precision = (state.noise[where] ** -2).sum() + self.bias_std**-2
+        change = (residual[where] / state.noise[where] ** 2).sum() - state.bias / self.bias_std**2
+        change /= precision
+        left = residual.clone()
+        left[where] -= change
+        return replace(state, bias=state.bias + float(change)), left
 
     def _moved(self, state: State, step: torch.Tensor) -> State:
         bias = state.bias + float(step[-1]) * self._bias_unit

@@ -39,7 +39,7 @@ from core.settings import Noise, PosteriorSettings
 from core.uncertainty import metrics, rank_correlation
 from core.units import KCAL_PER_MOL
 
-THREADS, DTYPE = 2, "float32"
+THREADS, DTYPE = 1, "float32"
 LABELS, SEEDS, RANKED = (10, 50, 200), (1, 2, 3), 20
 """Numbers of labels, draws of them, and the number at which rankings are compared."""
 NOISE = Noise(energy=0.003, force=0.03)

@@ -117,6 +117,17 @@ def test_a_constant_energy_shift_goes_into_the_bias_not_the_weights(rng):
     torch.testing.assert_close(shifted.theta, plain.theta, rtol=0, atol=2e-3)
 
 
+def test_the_bias_is_the_most_probable_one_for_the_weights_there_are(rng):
+    """Where steps are cut short it is not reached by them, and every energy to come is off by it."""
+    labels = labelled(clusters(rng, 5), shift=0.7)
+    posterior = make(members=3, max_iterations=1)
+    state, _ = posterior.update(posterior.init(rng), labels, rng)
+    posterior.activate(state)
+    energies = posterior.residuals(state, labels)[:: 1 + 3 * 5]
+    pull = state.bias / posterior.bias_std**2
+    assert float(energies.sum()) / NOISE_E**2 == pytest.approx(pull, rel=1e-6)
+
+
 def test_uncertainty_shrinks_with_labels_and_grows_away_from_them(rng):
     posterior = make(members=200)
     structures = clusters(rng, 5)
