@@ -118,7 +118,7 @@ def test_a_constant_energy_shift_goes_into_the_bias_not_the_weights(rng):
 
 
 def test_the_bias_is_the_most_probable_one_for_the_weights_there_are(rng):
-    """Where steps are cut short it is not reached by them, and every energy to come is off by it."""
+    """Steps that are cut short do not reach it, and every energy to come is off by the rest."""
     labels = labelled(clusters(rng, 5), shift=0.7)
     posterior = make(members=3, max_iterations=1)
     state, _ = posterior.update(posterior.init(rng), labels, rng)
