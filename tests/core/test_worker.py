@@ -311,6 +311,7 @@ def test_twenty_kills_of_a_worker_with_mace_and_xtb_lose_nothing(tmp_path):
         {
             "structure": {"name": "CH3CH2OH"},
             "dynamics": {"temperature_K": 300, "steps": 100_000},
+            "trust": {"force_tolerance": "0.1 eV/Å"},  # labels are asked for until the end
             "labelling": {"reference": "gfn2-xtb"},
         }
     )
