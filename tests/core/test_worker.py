@@ -321,7 +321,7 @@ def test_twenty_kills_of_a_worker_with_mace_and_xtb_lose_nothing(tmp_path):
     try:
         Commander(directory).post(ev.ChangeSetting(path="trust.confidence", value=0.9))
         victim = kill_at_random(
-            directory, handle, 20, lambda h: [h.pid] if h.pid else [], (6.0, 20.0)
+            directory, handle, 20, lambda h: [h.pid] if h.pid else [], (8.0, 28.0)
         )
         assert victim == 20
         Commander(directory).post(ev.ChangeSetting(path="dynamics.steps", value=1))
