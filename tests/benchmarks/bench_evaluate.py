@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -42,6 +43,8 @@ def measured() -> dict[str, Any]:
             seconds[name] = finetune(order).seconds
         inquiry = Inquiry(("bundled", *STRATEGIES), test, "gfn2-xtb")
         found = evaluate(inquiry, lambda model, f: print(model, f.name, f.said, flush=True))
+    for finding in itertools.chain.from_iterable(found["models"].values()):
+        del finding["series"]  # of the plots
     return found | {"tuning_seconds": seconds, "context": context(threads=THREADS)}
 
 
