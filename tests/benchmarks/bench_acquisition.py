@@ -67,9 +67,8 @@ def data(name: str) -> tuple[LabelSet, LabelSet]:
         order = rng.permutation(len(joined))[:POOL]
         return subset(joined, order), subset(test, chosen[:TESTS])
     reaction = REACTIONS[name.partition(",")[0]]
-    frames, values = kept(
-        name.partition(",")[0].replace(" ", "-"), partial(pool, reaction, POOL + TESTS, 1)
-    )
+    make = partial(pool, reaction, POOL + TESTS, 1)
+    frames, values = kept(_named(name.partition(",")[0], POOL + TESTS, 1), make)
     order = rng.permutation(len(frames))
     test, rest = order[:TESTS], order[TESTS:]
     if name == BIASED:

@@ -58,7 +58,7 @@ PEER = {
     "replay": {"multiheads_finetuning": True},
 }
 """Options of mace_run_train that make it do what a strategy does."""
-BESIDE = {**{name: name for name in PEER}, LONGER: "replay"}
+BESIDE = {name: name for name in PEER} | {LONGER: "replay"}
 """What of ours is compared with which of mace's."""
 KIND = {"scratch": "naive", WRONG_E0: "naive", LONGER: "replay"}
 """The strategy of a row that is not named after one."""

@@ -6,8 +6,8 @@ Ethanol at PBE from a SPICE model and from the bundled one; 3BPA trained at 300 
 to 1,200 K; ethanol at GFN2-xTB from the bundled GFN1-xTB model, trained at 300 K and tested there
 and at two and three times that. The energy's constant is the mean over the labels, for all of them.
 σ is the posterior's own, before any calibration. "Attainable" is the rank correlation that errors
-drawn from these σ would have with them: no honest σ of so little variety can have more. "distance"
-is no posterior: it ranks by the distance from the labels in the foundation's features.
+drawn from these σ would have with them; more of it takes σ that vary more. "distance" is no
+posterior: it ranks by the distance from the labels in the foundation's features.
 "mace_run_train" is the peer's own training from the same foundation on the same labels, and "mace
 committee" five of them with other seeds in one MACECalculator. One thread for all. Cells are kept;
 delete one under `results/posterior` to measure it again.
