@@ -345,6 +345,8 @@ class Spread:
         sigma_energy: standard deviation of the total energy, eV.
         sigma_forces: (N,) standard deviation of each atom's force vector (root of the summed
             variance of its three components), eV/Å.
+        sigma_force: size of the frame's largest force error: the root mean square over the samples
+            of the largest change among the atoms' force vectors, eV/Å.
         stress: (3, 3), eV/Å³, and sigma_stress: standard deviation of its least certain component;
             None and nan where stress is not learned from.
     """
@@ -353,6 +355,7 @@ class Spread:
     forces: Array
     sigma_energy: float
     sigma_forces: Array
+    sigma_force: float
     stress: Array | None = None
     sigma_stress: float = float("nan")
 
@@ -379,8 +382,12 @@ class Posterior(Protocol):
         """Put the state's mean weights in force in the potential."""
         ...
 
-    def spread(self, state: Any, structure: Structure) -> Spread:
-        """Mean and standard deviations for one structure."""
+    def spread(self, state: Any, structure: Structure, *, quick: bool = False) -> Spread:
+        """Mean and standard deviations for one structure.
+
+        Args:
+            quick: take fewer samples of the forces, where that saves time.
+        """
         ...
 
     def members(self, state: Any) -> torch.Tensor:

@@ -22,6 +22,7 @@ import torch
 
 from core.acquisition.selection import max_determinant
 from core.assets import cache
+from core.calibration import Assessment
 from core.campaign import canary
 from core.campaign import events as ev
 from core.campaign.accounts import Accounts, joined
@@ -39,7 +40,7 @@ from core.campaign.loop import Rewind
 from core.campaign.rules import Rule
 from core.campaign.state import State
 from core.campaign.store import Frame, LabelRow, Snapshot
-from core.contracts import Compiler, Failure, Label, LabelSet, Potential
+from core.contracts import Compiler, Failure, Label, LabelSet, Potential, Spread
 from core.dynamics.integrators import Dynamics
 from core.dynamics.triggers import Limits, broken
 from core.errors import CampaignError, CanaryError, LabelError
@@ -227,9 +228,8 @@ class Engine:
     def check(self, state: State, frame_id: int) -> tuple[Frame, ev.FrameChecked]:
         """Judge the present frame."""
         d, knowledge = self.dynamics, self.knowledge
-        spread = self.learner.judge(knowledge, d.structure)
-        seen = self.learner.assess(knowledge, spread, state)
-        sigma_force = float(spread.sigma_forces.max())
+        spread, seen = self._judged(state, d.structure)
+        sigma_force = spread.sigma_force
         reasons: tuple[str, ...] = ("initial",)
         if state.trusted:
             reasons = self._rule.at(d.step, seen, sigma_force)
@@ -256,6 +256,15 @@ class Engine:
             stress_bound=_known(seen.stress_bound), novelty=_known(novelty),
         )  # fmt: skip
         return frame, event
+
+    def _judged(self, state: State, structure: Structure) -> tuple[Spread, Assessment]:
+        """Judge a frame by few samples of its forces, and by all where these leave it open."""
+        spread = self.learner.judge(self.knowledge, structure, quick=True)
+        seen = self.learner.assess(self.knowledge, spread, state)
+        if not self._rule.open(seen, state.force_tolerance, state.stress_tolerance):
+            return spread, seen
+        spread = self.learner.judge(self.knowledge, structure)
+        return spread, self.learner.assess(self.knowledge, spread, state)
 
     def remember(self, sigma_forces: Sequence[float]) -> None:
         """Take up the largest force σ of the frames judged so far, eV/Å, oldest first."""
@@ -482,7 +491,7 @@ class Engine:
         """Judge a waiting frame with the weights in force."""
         spread = self.learner.judge(self.knowledge, structure)
         seen = self.learner.assess(self.knowledge, spread, state)
-        sigma_force = float(spread.sigma_forces.max())
+        sigma_force = spread.sigma_force
         (features,) = self.learner.describe([structure])
         novelty = self.learner.novelty(self.knowledge, structure.numbers, features)
         return ev.Rescored(

@@ -114,12 +114,15 @@ class Learner:
         """Return what is added to the bare potential's energy: offset and posterior's bias, eV."""
         return knowledge.offset.value + float(getattr(knowledge.posterior, "bias", 0.0))
 
-    def judge(self, knowledge: Knowledge, structure: Structure) -> Spread:
+    def judge(self, knowledge: Knowledge, structure: Structure, *, quick: bool = False) -> Spread:
         """Return the prediction with the offset added.
 
         The offset's variance joins `sigma_energy`, unless the posterior has a bias that holds it.
+
+        Args:
+            quick: see `core.contracts.Posterior.spread`.
         """
-        spread: Spread = self.posterior.spread(knowledge.posterior, structure)
+        spread: Spread = self.posterior.spread(knowledge.posterior, structure, quick=quick)
         sigma = self._with_offset(knowledge, spread.sigma_energy)
         return replace(spread, energy=spread.energy + knowledge.offset.value, sigma_energy=sigma)
 
@@ -138,7 +141,7 @@ class Learner:
         """Compare a judged frame with the tolerances in force."""
         return knowledge.calibration.assess(
             spread.sigma_energy,
-            float(spread.sigma_forces.max()),
+            spread.sigma_force,
             energy_tolerance=state.energy_tolerance,
             force_tolerance=state.force_tolerance,
             confidence=state.settings.trust.confidence,
@@ -191,7 +194,7 @@ class Learner:
     def _score(self, knowledge: Knowledge, label: Labelled) -> Score:
         spread = self.judge(knowledge, label.structure)
         error = float(np.linalg.norm(label.forces - spread.forces, axis=1).max())
-        sigma_force = max(float(spread.sigma_forces.max()), 1e-12)
+        sigma_force = max(spread.sigma_force, 1e-12)
         return Score(
             label.query_id,
             predicted=spread.energy,

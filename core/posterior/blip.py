@@ -23,6 +23,7 @@ import torch
 from core.contracts import Info, LabelSet, Potential, Spread
 from core.structures import Structure
 from core.training import Dataset
+from core.uncertainty import largest_change
 
 BATCH = 5
 HIDDEN = 16
@@ -171,7 +172,7 @@ class Blip:
         """Put the mean weights in force."""
         self.potential.set_theta(state.theta)
 
-    def spread(self, state: State, structure: Structure) -> Spread:
+    def spread(self, state: State, structure: Structure, *, quick: bool = False) -> Spread:
         """Prediction of the mean weights; spread of the passes about it."""
         central = self.potential.predict([structure])
         assert central.forces is not None
@@ -182,6 +183,7 @@ class Blip:
             forces=central.forces[0],
             sigma_energy=float(np.sqrt((off**2).mean())),
             sigma_forces=np.sqrt(((forces - central.forces[0]) ** 2).mean(0).sum(-1)),
+            sigma_force=largest_change(forces - central.forces[0]),
         )
 
     def sampled(self, state: State, structure: Structure) -> tuple[np.ndarray, np.ndarray]:

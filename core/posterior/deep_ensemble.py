@@ -19,6 +19,7 @@ import torch
 from core.contracts import Info, LabelSet, Potential, Spread
 from core.posterior.descent import Descent
 from core.structures import Structure
+from core.uncertainty import largest_change
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class DeepEnsemble:
         """Put the first member's weights in force: the mean of several is no trained model."""
         self.potential.set_theta(state.theta[0])
 
-    def spread(self, state: State, structure: Structure) -> Spread:
+    def spread(self, state: State, structure: Structure, *, quick: bool = False) -> Spread:
         """Mean over the members, standard deviation between them (ddof 1)."""
         energies, forces, _ = self._evaluated(structure, state.theta)
         return Spread(
@@ -83,6 +84,7 @@ class DeepEnsemble:
             forces=forces.mean(0),
             sigma_energy=float(energies.std(ddof=1)),
             sigma_forces=np.sqrt(forces.var(0, ddof=1).sum(-1)),
+            sigma_force=largest_change(forces - forces.mean(0), ddof=1),
         )
 
     def members(self, state: State) -> torch.Tensor:

@@ -25,6 +25,7 @@ from core.contracts import Info, LabelSet, Potential
 from core.parallel import side_by_side
 from core.posterior.tangent import Tangent
 from core.structures import Structure, to_voigt
+from core.uncertainty import largest_change
 
 FRACTIONS = (1.0, 0.5, 0.25, 0.12, 0.06, 0.03)
 """Lengths tried along a step of the mean, until one improves the log posterior."""
@@ -40,6 +41,8 @@ ENERGY_WORK = 10_000_000_000
 """Operations spent at each update on products with energies' rows that are renewed."""
 FIRST_ROUNDS = 3
 """Linearisations of the first update, which moves the weights farthest."""
+DRAWS = 256
+"""Samples of a label's forces by which it is scored from all others."""
 GROUP = 8
 """Labels that are predicted at once, and whose rows `restore` takes together."""
 
@@ -426,7 +429,8 @@ class Linearised(Tangent):
                 min=1e-12
             )
             force = error[1 : 1 + atoms].reshape(-1, 3).norm(dim=1).max()
-            sigma = variance[1 : 1 + atoms].reshape(-1, 3).sum(1).sqrt().max()
+            joint = covariance * self.prior_std**2 - torch.diag(state.noise[block] ** 2)
+            sigma = _largest(joint[1 : 1 + atoms, 1 : 1 + atoms])
             stress = error[1 + atoms :].abs(), variance[1 + atoms :].sqrt()
             errors.append(float(error[0]))
             scores.append(float(error[0] / variance[0].sqrt()))
@@ -469,6 +473,14 @@ class Linearised(Tangent):
         if known is not None and known.shape[1] == self._width:
             return replace(state, directions=known, seed=seed)
         return self._drawn(state, seed)
+
+
+def _largest(covariance: torch.Tensor) -> float:
+    """Return what `largest_change` tends to with many samples of forces of this covariance."""
+    values, vectors = torch.linalg.eigh(covariance)
+    white = np.random.default_rng(0).standard_normal((DRAWS, len(values)))
+    changes = torch.as_tensor(white) @ (vectors * values.clamp(min=0).sqrt()).T
+    return largest_change(changes.reshape(DRAWS, -1, 3).numpy())
 
 
 def _bordered_factor(factor: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:

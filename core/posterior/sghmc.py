@@ -24,6 +24,7 @@ from core.contracts import Info, LabelSet, Potential, Spread
 from core.posterior.diagnostics import effective_size, split_r_hat
 from core.structures import Structure
 from core.training import Dataset
+from core.uncertainty import largest_change
 from core.units import KCAL_PER_MOL
 
 BATCH = 5
@@ -260,7 +261,7 @@ class Sghmc:
         """Put the mean of the members' weights in force."""
         self.potential.set_theta(state.theta.mean(0))
 
-    def spread(self, state: State, structure: Structure) -> Spread:
+    def spread(self, state: State, structure: Structure, *, quick: bool = False) -> Spread:
         """Mean over members; variance between them (ddof 1) plus mean aleatoric variance."""
         energies, forces, noise = [], [], []
         for theta, weights in zip(state.theta, state.noise, strict=True):
@@ -272,11 +273,14 @@ class Sghmc:
             noise.append(self._force_variance(weights, out.features[0]))
         self.activate(state)
         epistemic = np.var(forces, axis=0, ddof=1).sum(axis=1)
+        aleatoric = 3 * np.mean(noise, axis=0)
+        largest = largest_change(np.array(forces) - np.mean(forces, axis=0), ddof=1)
         return Spread(
             energy=float(np.mean(energies)),
             forces=np.mean(forces, axis=0),
             sigma_energy=math.sqrt(np.var(energies, ddof=1) + self.energy_noise**2),
-            sigma_forces=np.sqrt(epistemic + 3 * np.mean(noise, axis=0)),
+            sigma_forces=np.sqrt(epistemic + aleatoric),
+            sigma_force=math.sqrt(largest**2 + aleatoric.max()),
         )
 
     def _force_variance(self, weights: torch.Tensor, features: np.ndarray) -> np.ndarray:

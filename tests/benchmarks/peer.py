@@ -17,6 +17,7 @@ from fixed_data import SPICE, write
 from core.contracts import LabelSet, Spread
 from core.finetuning.strategies import strategy
 from core.potentials.mace import MacePotential, guarded, scripted
+from core.uncertainty import largest_change
 
 EPOCHS, BATCH = 40, 5
 
@@ -84,7 +85,7 @@ def committee(potentials: Sequence[MacePotential], test: LabelSet) -> tuple[list
     """Return what a MACECalculator says of every structure, and milliseconds each.
 
     σ is the spread of the members: of the energy its standard deviation, of each atom's force the
-    root of the sum over components of their variances.
+    root of the sum over components of their variances, of the largest as of all posteriors.
     """
     with guarded():
         from mace.calculators import MACECalculator
@@ -100,9 +101,11 @@ def committee(potentials: Sequence[MacePotential], test: LabelSet) -> tuple[list
         found = calculator.results
         n = len(structure)
         if len(members) == 1:
-            sigma, sigmas = np.nan, np.full(n, np.nan)
+            sigma, sigmas, largest = np.nan, np.full(n, np.nan), np.nan
         else:
             sigma = float(np.sqrt(found["energy_var"]))
-            sigmas = np.sqrt(np.asarray(found["forces_comm"]).var(axis=0).sum(axis=1))
-        spreads.append(Spread(float(found["energy"]), np.asarray(found["forces"]), sigma, sigmas))
+            apart = np.asarray(found["forces_comm"]) - found["forces"]
+            sigmas, largest = np.sqrt((apart**2).mean(0).sum(1)), largest_change(apart)
+        mean = float(found["energy"]), np.asarray(found["forces"])
+        spreads.append(Spread(*mean, sigma, sigmas, largest))
     return spreads, 1e3 * (time.perf_counter() - began) / len(test)

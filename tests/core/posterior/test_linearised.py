@@ -7,8 +7,10 @@ import torch
 from core.contracts import LabelSet
 from core.posterior import linearised
 from core.posterior.linearised import Linearised
+from core.posterior.tangent import QUICK
 from core.potentials.lennard_jones import LennardJones
 from core.structures import Structure
+from core.uncertainty import largest_change
 
 S, NOISE_E, NOISE_F = 0.3, 2e-3, 5e-3
 
@@ -152,6 +154,36 @@ def test_leave_one_out_equals_leaving_one_out(rng):
     without, _ = other.update(other.init(rng), rest, rng)
     direct = labels.energies[0] - other.spread(without, labels.structures[0]).energy
     assert errors[0] == pytest.approx(direct, rel=0.1, abs=2e-6)
+
+
+def test_few_samples_are_the_first_of_all(rng):
+    posterior = make(members=2 * QUICK + 3)
+    state, _ = posterior.update(posterior.init(rng), labelled(clusters(rng, 3)), rng)
+    test = clusters(rng, 1)[0]
+    few, everything = posterior.spread(state, test, quick=True), posterior.spread(state, test)
+    changes = (posterior.potential.rows(test)[1:] @ state.directions[:, :-1].T.double()).T
+    changes = changes.reshape(len(state.directions), -1, 3).numpy()
+    for spread, taken in ((few, changes[:QUICK]), (everything, changes)):
+        sigma = np.sqrt((taken**2).sum(-1).mean(0))
+        np.testing.assert_allclose(spread.sigma_forces, sigma, rtol=1e-3)
+        assert spread.sigma_force == pytest.approx(largest_change(taken), rel=1e-3)
+    assert few.sigma_energy == everything.sigma_energy
+
+
+def test_a_label_left_out_is_scored_by_the_largest_force_of_the_rest(rng):
+    teacher = LennardJones(epsilon=0.0105, sigma=3.41)  # near the prior: linear in the weights
+    exact = labelled(clusters(rng, 4), teacher)
+    noisy = tuple(f + NOISE_F * rng.standard_normal(f.shape) for f in exact.forces)
+    labels = LabelSet(exact.structures, exact.energies, noisy)
+    posterior = make(members=4, max_iterations=1)
+    state, _ = posterior.update(posterior.init(rng), labels, rng)
+    _, _, ratios, _ = posterior.leave_one_out(state, labels)
+    rest = LabelSet(labels.structures[1:], labels.energies[1:], labels.forces[1:])
+    other = make(members=400, max_iterations=40, stop_gain=0.0)
+    without, _ = other.update(other.init(rng), rest, rng)
+    spread = other.spread(without, labels.structures[0])
+    error = np.linalg.norm(labels.forces[0] - spread.forces, axis=1).max()
+    assert ratios[0] == pytest.approx(error / spread.sigma_force, rel=0.15)
 
 
 def crystals(rng, n):
