@@ -96,7 +96,7 @@ def test_a_campaign_takes_all_samples_where_few_leave_a_frame_open(
 
     monkeypatch.setattr(Learner, "judge", judged)
     monkeypatch.setattr(Rule, "open", decided)
-    worker.prepare(tmp_path, make_settings(trust__force_tolerance=0.02))
+    worker.prepare(tmp_path, make_settings(trust__force_tolerance=2e-4))
     worker.run_inline(tmp_path)
     after = [(a, b) for a, b in pairwise(told) if a in ("few", "open")]
     assert {b for a, b in after if a == "few"} == {"open", "closed"}
