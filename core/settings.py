@@ -142,6 +142,23 @@ class DynamicsSettings(_Section):
     )
 
 
+CALIBRATIONS: dict[str, Any] = {
+    "student-t": "As published: works from the first labels on; take it unless errors have tails "
+    "that a bell curve has not.",
+    "conformal": "By the ranks of earlier errors, with no law for them: take it for long "
+    "campaigns, it needs about twenty labels.",
+}
+POSTERIORS: dict[str, Any] = {
+    "linearised": "The default: in our study the smallest errors, σ right within a quarter, and "
+    "seconds for each label. Take it unless you compare methods.",
+    "last-layer": "",
+    "deep-ensemble": "",
+    "blip": "",
+    "sghmc": "",
+}
+"""When to take which, by `flywise bench posterior` (the table is in README)."""
+
+
 class TrustSettings(_Section):
     """The accuracy that is asked for."""
 
@@ -178,9 +195,8 @@ class TrustSettings(_Section):
     calibration: Literal["student-t", "conformal"] = Field(
         "student-t",
         title="Calibration of the energy",
-        description="student-t: as published, from the first labels on; conformal: by the ranks of "
-        "earlier errors, without a law for them, once there are about twenty.",
-        json_schema_extra=_live(),
+        description="How errors of earlier labels correct the model's own σ.",
+        json_schema_extra=_live() | {"choices": CALIBRATIONS},
     )
     initial_labels: int = Field(8, ge=2, le=200, description="Frames labelled before any trust.")
     initial_stride: int = Field(30, ge=1, le=10_000, description="Steps between those frames.")
@@ -239,8 +255,9 @@ class PosteriorSettings(_Section):
     """How uncertainty over the weights is represented and learned."""
 
     kind: Literal["linearised", "last-layer", "deep-ensemble", "blip", "sghmc"] = Field(
-        "linearised", description="Posterior."
-    )
+        "linearised", title="Posterior", description="Where the uncertainty comes from.",
+        json_schema_extra={"choices": POSTERIORS},
+    )  # fmt: skip
     prior_std: float = Field(0.3, gt=0, description="Prior spread of each weight (linearised).")
     noise_energy: Energy | None = Field(
         None, gt=0, title="Noise of the energy",
@@ -419,7 +436,10 @@ def _toml(value: str | float | bool | None) -> str:
 
 
 def fields() -> list[dict[str, Any]]:
-    """Return path, title (or None), type, default, unit, help, bounds and more of each field."""
+    """Return path, title (or None), type, default, unit, help, bounds and more of each field.
+
+    "choices" says of the values of some fields when to take each.
+    """
     listed = []
     for section, info in Settings.model_fields.items():
         schema = info.annotation.model_json_schema()  # type: ignore[union-attr]
@@ -432,6 +452,7 @@ def fields() -> list[dict[str, Any]]:
                     "help": entry.get("description", ""),
                     "default": entry.get("default"),
                     "unit": entry.get("unit"),
+                    "choices": entry.get("choices", {}),
                     "live": bool(entry.get("live", False)),
                     "optional": len(types) < len(entry.get("anyOf", [entry])),
                     **{k: v for k, v in types[0].items() if k in _BOUNDS},

@@ -103,7 +103,7 @@ class Form(pn.viewable.Viewer):
                 if path not in self._shown or now[path] != self._shown[path]:
                     widget.param.update(
                         value=text_of(path, now[path]), error_state=False,
-                        helper_text=hint(FIELDS[path]),
+                        helper_text=hint(FIELDS[path], text_of(path, now[path])),
                     )  # fmt: skip
         finally:
             self._following = False
@@ -118,7 +118,7 @@ class Form(pn.viewable.Viewer):
         if self._following:
             return
         problem = self._changed(path, text.strip())
-        shown = hint(FIELDS[path]) if problem is None else problem
+        shown = hint(FIELDS[path], text) if problem is None else problem
         self.inputs[path].param.update(error_state=problem is not None, helper_text=shown)
 
 
@@ -146,8 +146,13 @@ def label_of(entry: dict[str, Any]) -> str:
     return str(entry["title"] or entry["help"].rstrip("."))
 
 
-def hint(entry: dict[str, Any]) -> str:
-    """Return description (where a title stands above), unit, bounds and default of a field."""
+def hint(entry: dict[str, Any], chosen: str = "") -> str:
+    """Return description (where a title stands above), unit, bounds and default of a field.
+
+    Where something is known of what was `chosen` among several, that comes in place of the rest.
+    """
+    if about := entry["choices"].get(chosen):
+        return str(about)
     said = [str(entry["help"]).rstrip(".")] if entry["title"] else []
     path = entry["path"]
     if _options(entry):

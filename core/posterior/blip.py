@@ -4,14 +4,20 @@ Every weight is θ (1 + √α ε), ε ~ N(0, 1). The α of each block of weights
 structure, from its atoms' invariant features, by a small inference network; θ and the network are
 trained together on the expected likelihood of the labels and a scaled Kullback-Leibler divergence
 from noise of a prior strength. The paper leaves MACE out, because noise drawn for each component of
-an equivariant feature breaks its symmetry. Here noise is drawn once for each structure and pass,
-and on the *weights*, which mix channels and never components: every pass is a MACE, equivariant
-exactly, whose force is minus the gradient of its energy, α's own dependence on positions included.
+an equivariant feature breaks its symmetry. Here noise is drawn once for each pass, and on the
+*weights*, which mix channels and never components: every pass is a MACE, equivariant exactly, whose
+force is minus the gradient of its energy, α's own dependence on positions included.
+
+Most of what such noise does to an energy is one constant for all structures of a system, which says
+nothing about any of them. So every pass has a constant of its own, the most probable one for the
+labels; in training it is taken out of each batch, all of whose labels see the same noise. A pass is
+known by the seed of its noise: however many there are, the weights kept are those of one model.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -31,18 +37,21 @@ HIDDEN = 16
 LOG_ALPHA = (-14.0, -1.0)
 """Bounds of log α."""
 SECOND_MOMENT = 0.999
+TENSORS = ("theta", "network", "centre", "scale", "log_alpha")
+"""Of the state."""
 Noise = Literal["weights", "gates"]
 """Of every weight by itself, or one for all weights of a map that lead to one channel."""
 
 
 @dataclass(frozen=True)
 class State:
-    """Mean weights, the inference network, and the noise of the passes.
+    """Mean weights, the inference network, and the passes.
 
     Attributes:
         theta: (P,). network: flat weights of the inference network. centre, scale: (D,) of the
             features, by which they are standardised. log_alpha: (B,) mean over the labels.
-        epsilon: (M, P) noise of each pass, the same for every structure. n_labels: taken in.
+        bias: constant added to the mean's energies, and biases: (M,) to those of each pass, eV.
+        seed: of the noise of the passes, the same for every structure. n_labels: taken in.
     """
 
     theta: torch.Tensor
@@ -50,7 +59,9 @@ class State:
     centre: torch.Tensor
     scale: torch.Tensor
     log_alpha: torch.Tensor
-    epsilon: torch.Tensor
+    bias: float
+    biases: np.ndarray
+    seed: int
     n_labels: int = 0
 
 
@@ -133,7 +144,9 @@ class Blip:
             centre=torch.zeros(width, dtype=dtype),
             scale=torch.ones(width, dtype=dtype),
             log_alpha=torch.full((len(self._shares),), level, dtype=dtype),
-            epsilon=torch.stack([self._epsilon(rng) for _ in range(self.passes)]),
+            bias=0.0,
+            biases=np.zeros(self.passes),
+            seed=int(rng.integers(2**32)),
         )
 
     def update(
@@ -152,10 +165,8 @@ class Blip:
             for group in optimizer.param_groups:
                 group["lr"] = self.rate * 0.5 * (1 + math.cos(math.pi * step / self.steps))
             drawn = rng.choice(len(data), size=min(BATCH, len(data)), replace=False)
-            total = torch.zeros((), dtype=state.theta.dtype)
-            for k in drawn.tolist():
-                total = total + self._free_energy(state, means, data.example([k]), rng)
-            total = total / len(drawn)
+            examples = [data.example([k]) for k in drawn.tolist()]
+            total = self._free_energy(state, means, examples, rng)
             gradients = torch.autograd.grad(total, means)
             means[0].grad, means[1].grad = gradients[0] * self._moves, gradients[1]
             optimizer.step()
@@ -164,7 +175,7 @@ class Blip:
         theta, network = (m.detach() for m in means)
         state = replace(state, theta=theta, network=network, n_labels=len(labels))
         log_alpha = self.log_alpha(state, labels.structures)
-        state = replace(state, log_alpha=log_alpha.mean(0))
+        state = self._with_constants(replace(state, log_alpha=log_alpha.mean(0)), labels)
         known = self._shares.to(log_alpha.dtype) @ state.log_alpha.exp()
         return state, Info({"loss": loss, "alpha": float(known)})
 
@@ -176,10 +187,11 @@ class Blip:
         """Prediction of the mean weights; spread of the passes about it."""
         central = self.potential.predict([structure])
         assert central.forces is not None
+        energy = float(central.energies[0]) + state.bias
         energies, forces = self.sampled(state, structure)
-        off = energies + self.potential.isolated_energy(structure) - central.energies[0]
+        off = energies + state.biases + self.potential.isolated_energy(structure) - energy
         return Spread(
-            energy=float(central.energies[0]),
+            energy=energy,
             forces=central.forces[0],
             sigma_energy=float(np.sqrt((off**2).mean())),
             sigma_forces=np.sqrt(((forces - central.forces[0]) ** 2).mean(0).sum(-1)),
@@ -191,18 +203,18 @@ class Blip:
 
         The mean weights must be active. Each force is minus the gradient of its pass's energy.
         """
-        m = len(state.epsilon)
-        single: Any = self.potential.graphs([structure])
-        copies = single.repeated(m)
-        copies.positions.requires_grad_(True)
-        log_alpha = self._log_alpha(state, state.network, copies)
-        thetas = self._noisy(state.theta, log_alpha, state.epsilon)
-        geometry = [part.view(m, -1, *part.shape[1:]) for part in self._torch.geometry(copies)]
-        in_dims: Any = (0, None, [0] * len(geometry))
-        energies = torch.func.vmap(self._network.energy, in_dims=in_dims)(thetas, single, geometry)
-        (slopes,) = torch.autograd.grad(energies.sum(), copies.positions)
-        forces = -slopes.view(m, -1, 3)
-        return energies.detach().double().numpy(), forces.double().numpy()
+        graphs: Any = self.potential.graphs([structure])
+        graphs.positions.requires_grad_(True)
+        log_alpha = self._log_alpha(state, state.network, graphs)[0]
+        geometry = list(self._torch.geometry(graphs))
+        energies, forces = [], []
+        for epsilon in self._passes(state):
+            theta = self._noisy(state.theta, log_alpha, epsilon)
+            energy = self._network.energy(theta, graphs, geometry)
+            (slope,) = torch.autograd.grad(energy, graphs.positions, retain_graph=True)
+            energies.append(float(energy.detach()))
+            forces.append(-slope.double().numpy())
+        return np.array(energies), np.array(forces)
 
     def log_alpha(self, state: State, structures: tuple[Structure, ...]) -> torch.Tensor:
         """Return log α (S, B) of every block of weights; the mean weights must be active."""
@@ -212,8 +224,9 @@ class Blip:
 
     def members(self, state: State) -> torch.Tensor:
         """Weights of the passes, (M, P), with the noise that suits the labels on average."""
-        rows = state.log_alpha.expand(len(state.epsilon), -1)
-        return self._noisy(state.theta, rows, state.epsilon)
+        epsilon = torch.stack(list(self._passes(state)))
+        rows = state.log_alpha.expand(len(epsilon), -1)
+        return self._noisy(state.theta, rows, epsilon)
 
     def watched(self, state: State) -> None:
         """Not available: the passes' energies are not linear in their weights."""
@@ -226,6 +239,11 @@ class Blip:
         """Not available without training once per label."""
 
     # ------------------------------------------------------------------ noise
+
+    def _passes(self, state: State) -> Iterator[torch.Tensor]:
+        """Yield the noise (P,) of every pass."""
+        for k in range(len(state.biases)):
+            yield self._epsilon(np.random.default_rng([state.seed, k]))
 
     def _epsilon(self, rng: np.random.Generator) -> torch.Tensor:
         """Return noise for one pass, (P,)."""
@@ -266,20 +284,40 @@ class Blip:
     # ------------------------------------------------------------------ training
 
     def _free_energy(
-        self, state: State, means: list[torch.Tensor], example: Any, rng: np.random.Generator
+        self, state: State, means: list[torch.Tensor], examples: list[Any], rng: np.random.Generator
     ) -> torch.Tensor:
-        """Return the negative evidence bound of one label with one draw of the noise."""
+        """Return the negative evidence bound of some labels, a mean, with one draw of the noise.
+
+        Their constant is the most probable one.
+        """
         theta, network = means
-        graphs = example.graphs
-        graphs.positions = graphs.positions.detach().requires_grad_(True)
-        log_alpha = self._log_alpha(state, network, graphs)
-        weights = self._noisy(theta, log_alpha[0], self._epsilon(rng))
-        geometry = list(self._torch.geometry(graphs))
-        energy = self._network.energy(weights, graphs, geometry)
-        (slope,) = torch.autograd.grad(energy, graphs.positions, create_graph=True)
-        likelihood = ((energy - example.energies[0]) / self.noise_energy) ** 2
-        likelihood = likelihood + (((-slope - example.forces) / self.noise_force) ** 2).sum()
-        return 0.5 * likelihood / (1 + slope.numel()) + self.kl * self.divergence(log_alpha[0])
+        epsilon, off, rest, numbers = self._epsilon(rng), [], [], []
+        for example in examples:
+            graphs = example.graphs
+            graphs.positions = graphs.positions.detach().requires_grad_(True)
+            log_alpha = self._log_alpha(state, network, graphs)[0]
+            weights = self._noisy(theta, log_alpha, epsilon)
+            energy = self._network.energy(weights, graphs, list(self._torch.geometry(graphs)))
+            (slope,) = torch.autograd.grad(energy, graphs.positions, create_graph=True)
+            force = (((-slope - example.forces) / self.noise_force) ** 2).sum()
+            off.append(energy - example.energies[0])
+            numbers.append(1 + slope.numel())
+            rest.append(0.5 * force / numbers[-1] + self.kl * self.divergence(log_alpha))
+        n = len(off)
+        energies = torch.stack(off)
+        if n > 1:
+            energies = (energies - energies.mean()) * math.sqrt(n / (n - 1))
+        each = 0.5 * (energies / self.noise_energy) ** 2 / torch.tensor(numbers)
+        return (each + torch.stack(rest)).mean()
+
+    def _with_constants(self, state: State, labels: LabelSet) -> State:
+        """Return the most probable constants for the labels; the mean weights must be active."""
+        mean = labels.energies - self.potential.predict(labels.structures, forces=False).energies
+        each = [
+            energy - self.potential.isolated_energy(structure) - self.sampled(state, structure)[0]
+            for structure, energy in zip(labels.structures, labels.energies, strict=True)
+        ]
+        return replace(state, bias=float(mean.mean()), biases=np.mean(each, axis=0))
 
     def divergence(self, log_alpha: torch.Tensor) -> torch.Tensor:
         """Return the divergence from the prior's noise, ½ (r - 1 - log r), a mean over weights."""
@@ -290,15 +328,22 @@ class Blip:
     # ------------------------------------------------------------------ keeping
 
     def save(self, state: State, path: Path) -> None:
-        """Write the state; the passes' noise as well, so that they stay the same."""
-        names = ("theta", "network", "centre", "scale", "log_alpha", "epsilon")
-        safetensors.torch.save_file({n: getattr(state, n).contiguous() for n in names}, path)
+        """Write the state; of the passes the seed, by which they stay the same."""
+        tensors = {name: getattr(state, name).contiguous() for name in TENSORS}
+        tensors["constants"] = torch.as_tensor(np.array([state.bias, *state.biases]))
+        tensors["seed"] = torch.tensor([state.seed])
+        safetensors.torch.save_file(tensors, path)
 
     def shrink(self, path: Path) -> None:
-        """Keep all: the noise is part of what was shown."""
+        """Keep all: it is one model, and what was shown hangs on it."""
 
     def restore(self, path: Path, labels: LabelSet) -> State:
         """Read what `save` wrote."""
-        state = State(**safetensors.torch.load_file(path), n_labels=len(labels))
+        tensors = safetensors.torch.load_file(path)
+        bias, *biases = tensors["constants"].tolist()
+        state = State(
+            **{name: tensors[name] for name in TENSORS}, bias=bias, biases=np.array(biases),
+            seed=int(tensors["seed"][0]), n_labels=len(labels),
+        )  # fmt: skip
         self.activate(state)
         return state

@@ -59,12 +59,13 @@ def test_alpha_depends_on_the_structure_once_trained(trained, labels):
     assert float(posterior.log_alpha(fresh, labels.structures).std(0).max()) == 0
 
 
-def test_without_noise_it_is_the_model_itself(labels, rng):
+def test_without_noise_it_is_the_model_itself(labels, rng, monkeypatch):
     posterior = make()
     state = posterior.init(rng)
-    still = replace(state, epsilon=torch.zeros_like(state.epsilon))
     structure = labels.structures[0]
-    spread = posterior.spread(still, structure)
+    with monkeypatch.context() as patch:
+        patch.setattr(posterior, "_epsilon", lambda rng: torch.zeros_like(state.theta))
+        spread = posterior.spread(state, structure)
     exact = posterior.potential.predict([structure])
     assert spread.energy == exact.energies[0] and spread.sigma_energy < 1e-9
     assert spread.sigma_forces.max() < 1e-9
@@ -111,9 +112,43 @@ def test_it_learns_and_a_stronger_prior_noise_is_less_certain(labels, rng):
     assert high > 1.5 * low
 
 
+def test_passes_agree_with_the_labels_in_the_mean_whatever_constant_their_noise_adds(
+    trained, labels
+):
+    posterior, state, _ = trained
+    posterior.activate(state)
+    isolated = [posterior.potential.isolated_energy(s) for s in labels.structures]
+    found = np.array([posterior.sampled(state, s)[0] for s in labels.structures])
+    off = labels.energies - isolated - (found + state.biases).T
+    np.testing.assert_allclose(off.mean(1), 0, atol=1e-9)
+    assert np.ptp(state.biases) > 1e-3  # the noise added more than one constant
+    mean = [posterior.spread(state, s).energy for s in labels.structures]
+    assert np.mean(labels.energies - mean) == pytest.approx(0, abs=1e-9)
+
+
+def test_a_constant_in_all_labels_is_learned_by_the_constants_alone(labels):
+    found = []
+    for shift in (0.0, 3.0):
+        posterior, rng = make(steps=5), np.random.default_rng(0)
+        moved = replace(labels, energies=labels.energies + shift)
+        found.append(posterior.update(posterior.init(rng), moved, rng)[0])
+    torch.testing.assert_close(found[0].theta, found[1].theta, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(found[1].biases - found[0].biases, 3.0, atol=1e-3)
+
+
+def test_what_is_kept_of_any_number_of_passes_is_one_model(labels, tmp_path):
+    sizes = []
+    for passes in (2, 50):
+        posterior = make(passes=passes)
+        state = posterior.init(np.random.default_rng(0))
+        posterior.save(state, tmp_path / "s.safetensors")
+        sizes.append((tmp_path / "s.safetensors").stat().st_size)
+    assert sizes[1] - sizes[0] < 1000 and sizes[0] > 8 * len(posterior.prior_theta)
+
+
 def test_gates_are_shared_by_all_weights_into_a_channel():
     posterior = make(noise="gates")
-    epsilon = posterior.init(np.random.default_rng(0)).epsilon[0]
+    epsilon = posterior._epsilon(np.random.default_rng(0))
     blocks, checked = posterior.potential.blocks(), 0
     for name, matrices in posterior.potential.matrices().items():
         for start, rows, columns in matrices:
