@@ -87,6 +87,18 @@ def test_every_field_shows_its_default_and_takes_it_back(path):
         assert value == (pytest.approx(default, rel=1e-3) if type(default) is float else default)
 
 
+@pytest.mark.parametrize("path", ["posterior.kind", "trust.calibration"])
+def test_under_a_choice_stands_when_to_take_what_is_chosen(path):
+    entry, said = FIELDS[path], set()
+    form = Form(SETTINGS, [path], lambda path, text: None)
+    for choice in entry["enum"]:
+        form.inputs[path].value = choice
+        assert form.inputs[path].helper_text == entry["choices"][choice]
+        said.add(form.inputs[path].helper_text)
+    assert len(said) == len(entry["enum"]) == len(entry["choices"])
+    assert Form(SETTINGS, [path], lambda path, text: None).inputs[path].helper_text in said
+
+
 def test_stress_is_shown_and_bounded_in_gigapascal():
     path = "dynamics.pressure"
     squeezed = tried(SETTINGS, path, "2.5 GPa")
