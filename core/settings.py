@@ -54,6 +54,11 @@ def _live(**extra: Any) -> dict[str, Any]:
     return {"live": True, **extra}
 
 
+def _only(**accepted: str) -> dict[str, Any]:
+    """Say for which values of other fields of the section, given as words, a field has meaning."""
+    return {"only": {name: words.split() for name, words in accepted.items()}}
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -122,7 +127,7 @@ class DynamicsSettings(_Section):
     )
     pressure: Stress = Field(
         0.0, ge=-1, le=10, title="Pressure", description="Pressure of the npt ensemble.",
-        json_schema_extra={"unit": "eV/Å³"},
+        json_schema_extra={"unit": "eV/Å³"} | _only(ensemble="npt"),
     )  # fmt: skip
     steps: int = Field(
         5000, ge=1, le=100_000_000, description="Steps to run.", json_schema_extra=_live()
@@ -262,7 +267,10 @@ class PosteriorSettings(_Section):
         "linearised", title="Posterior", description="Where the uncertainty comes from.",
         json_schema_extra={"choices": POSTERIORS},
     )  # fmt: skip
-    prior_std: float = Field(0.3, gt=0, description="Prior spread of each weight (linearised).")
+    prior_std: float = Field(
+        0.3, gt=0, description="Prior spread of each weight.",
+        json_schema_extra=_only(kind="linearised last-layer"),
+    )  # fmt: skip
     noise_energy: Energy | None = Field(
         None, gt=0, title="Noise of the energy",
         description="Of labels, and what the model cannot fit; default a seventh of the tolerance.",
@@ -276,45 +284,73 @@ class PosteriorSettings(_Section):
     noise_stress: Stress | None = Field(
         None, gt=0, title="Noise of a stress component",
         description="The same of stress; default a tenth of the tolerance.",
-        json_schema_extra={"unit": "eV/Å³"},
+        json_schema_extra={"unit": "eV/Å³"} | _only(kind="linearised"),
     )  # fmt: skip
     iterations: int = Field(
-        6, ge=1, le=1000, description="Steps of the mean for each label (linearised)."
-    )
-    members: int = Field(32, ge=2, le=128, description="Weight samples (linearised, last-layer).")
+        6, ge=1, le=1000, description="Steps of the mean for each label.",
+        json_schema_extra=_only(kind="linearised"),
+    )  # fmt: skip
+    members: int = Field(
+        32, ge=2, le=128, description="Weight samples.",
+        json_schema_extra=_only(kind="linearised last-layer"),
+    )  # fmt: skip
     descent_steps: int = Field(
-        300, ge=10,
-        description="Steps of fine-tuning at each update (last-layer, deep-ensemble, blip).",
+        300, ge=10, description="Steps of fine-tuning at each update.",
+        json_schema_extra=_only(kind="last-layer deep-ensemble blip"),
     )  # fmt: skip
     descent_rate: float = Field(
-        1e-3, gt=0, description="Learning rate of these (last-layer, deep-ensemble, blip)."
-    )
-    ensemble: int = Field(5, ge=2, le=32, description="Members of a deep ensemble.")
+        1e-3, gt=0, description="Learning rate of these.",
+        json_schema_extra=_only(kind="last-layer deep-ensemble blip"),
+    )  # fmt: skip
+    ensemble: int = Field(
+        5, ge=2, le=32, description="Members of a deep ensemble.",
+        json_schema_extra=_only(kind="deep-ensemble"),
+    )  # fmt: skip
     ensemble_noise: float = Field(
         0.1, ge=0, title="Spread of the members' starts",
-        description="Relative to each block of weights (deep-ensemble).",
+        description="Relative to each block of weights.",
+        json_schema_extra=_only(kind="deep-ensemble"),
     )  # fmt: skip
-    passes: int = Field(8, ge=2, le=128, description="Stochastic evaluations of a frame (blip).")
+    passes: int = Field(
+        8, ge=2, le=128, description="Stochastic evaluations of a frame.",
+        json_schema_extra=_only(kind="blip"),
+    )  # fmt: skip
     blip_prior: float = Field(
         1e-3, gt=0, lt=0.3, title="Prior noise",
-        description="Variance of a weight over its square, before any label (blip).",
+        description="Variance of a weight over its square, before any label.",
+        json_schema_extra=_only(kind="blip"),
     )  # fmt: skip
     blip_divergence: float = Field(
         1.0, ge=0, title="Weight of the divergence",
-        description="From the prior noise, beside the likelihood (blip).",
+        description="From the prior noise, beside the likelihood.",
+        json_schema_extra=_only(kind="blip"),
     )  # fmt: skip
     blip_noise: Literal["weights", "gates"] = Field(
         "weights", title="Noise of",
-        description="weights: each by itself; gates: one for all that lead to a channel (blip).",
+        description="weights: each by itself; gates: one for all that lead to a channel.",
+        json_schema_extra=_only(kind="blip"),
     )  # fmt: skip
-    chains: int = Field(8, ge=2, le=64, description="Chains (sghmc).")
-    sghmc_steps: int = Field(2000, ge=10, description="Steps per chain and label (sghmc).")
-    sghmc_prior_std: float = Field(0.5, gt=0, description="Prior spread of each weight (sghmc).")
-    sghmc_learning_rate: float = Field(1e-3, gt=0, description="Initial step size (sghmc).")
-    sghmc_friction: float = Field(0.1, gt=0, lt=1, description="Friction (sghmc).")
+    chains: int = Field(
+        8, ge=2, le=64, description="Chains.", json_schema_extra=_only(kind="sghmc")
+    )
+    sghmc_steps: int = Field(
+        2000, ge=10, description="Steps per chain and label.",
+        json_schema_extra=_only(kind="sghmc"),
+    )  # fmt: skip
+    sghmc_prior_std: float = Field(
+        0.5, gt=0, description="Prior spread of each weight of a chain.",
+        json_schema_extra=_only(kind="sghmc"),
+    )  # fmt: skip
+    sghmc_learning_rate: float = Field(
+        1e-3, gt=0, description="Initial step size.", json_schema_extra=_only(kind="sghmc")
+    )
+    sghmc_friction: float = Field(
+        0.1, gt=0, lt=1, description="Friction.", json_schema_extra=_only(kind="sghmc")
+    )
     sghmc_frozen: bool = Field(
         False, title="Freeze the mass",
-        description="Once the noise begins, so that the sampled law is right (sghmc).",
+        description="Once the noise begins, so that the sampled law is right.",
+        json_schema_extra=_only(kind="sghmc"),
     )  # fmt: skip
 
 
@@ -347,8 +383,9 @@ class LabellingSettings(_Section):
         json_schema_extra=_live(),
     )
     batch_size: int = Field(
-        8, ge=1, le=1000, description="Frames proposed at once.", json_schema_extra=_live()
-    )
+        8, ge=1, le=1000, description="Frames proposed at once.",
+        json_schema_extra=_live() | _only(mode="batch"),
+    )  # fmt: skip
     rule: Literal["tolerance", "sigma", "moving-average"] = Field(
         "tolerance", title="Flag by",
         description="tolerance: where an error may exceed one; for comparison, sigma: where the "
@@ -358,6 +395,7 @@ class LabellingSettings(_Section):
     rule_value: float = Field(
         0.1, gt=0, title="Value of the rule",
         description="eV/Å for sigma, the fraction for moving-average.",
+        json_schema_extra=_only(rule="sigma moving-average"),
     )  # fmt: skip
     every: int = Field(
         0, ge=0, title="Label every Nth step",
@@ -442,7 +480,8 @@ def _toml(value: str | float | bool | None) -> str:
 def fields() -> list[dict[str, Any]]:
     """Return path, title (or None), type, default, unit, help, bounds and more of each field.
 
-    "choices" says of the values of some fields when to take each.
+    "choices" says of the values of some fields when to take each; "only" names other fields of the
+    section and the values without which this one has no meaning.
     """
     listed = []
     for section, info in Settings.model_fields.items():
@@ -457,6 +496,7 @@ def fields() -> list[dict[str, Any]]:
                     "default": entry.get("default"),
                     "unit": entry.get("unit"),
                     "choices": entry.get("choices", {}),
+                    "only": entry.get("only", {}),
                     "live": bool(entry.get("live", False)),
                     "optional": len(types) < len(entry.get("anyOf", [entry])),
                     **{k: v for k, v in types[0].items() if k in _BOUNDS},

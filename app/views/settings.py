@@ -14,7 +14,17 @@ import panel_material_ui as pmui
 
 from app import theme
 from app.state import CampaignState, Glance
-from app.widgets.form import FIELDS, SECTIONS, Form, label_of, said_of, text_of, tried, value_at
+from app.widgets.form import (
+    FIELDS,
+    SECTIONS,
+    Form,
+    applies,
+    label_of,
+    said_of,
+    text_of,
+    tried,
+    value_at,
+)
 from core import settings as schema
 from core.campaign import events as ev
 from core.errors import SettingsError
@@ -115,7 +125,9 @@ def fixed(given: schema.Settings) -> str:
             f"<dt>{escape(label_of(FIELDS[path]))}</dt>"
             f"<dd>{escape(said_of(path, value_at(given, path)))}</dd>"
             for path in FIXED
-            if path.startswith(f"{section}.") and value_at(given, path) is not None
+            if path.startswith(f"{section}.")
+            and value_at(given, path) is not None
+            and applies(path, lambda other: text_of(other, value_at(given, other)))
         ]
         if rows:
             parts.append(f"<h3>{heading}</h3><dl>{''.join(rows)}</dl>")

@@ -81,6 +81,7 @@ class Form(pn.viewable.Viewer):
         self._changed = changed
         self._shown: dict[str, Any] = {}
         self._following = False
+        self._given = given
         self.inputs = {path: _input(FIELDS[path]) for path in paths}
         for path, widget in self.inputs.items():
             widget.param.watch(lambda event, path=path: self._change(path, event.new), "value")
@@ -96,6 +97,7 @@ class Form(pn.viewable.Viewer):
         """Follow settings that changed elsewhere; what is being corrected stays as it is."""
         now = {path: value_at(given, path) for path in self.inputs}
         if now == self._shown:
+            self._hide(given)
             return
         self._following = True
         try:
@@ -108,6 +110,7 @@ class Form(pn.viewable.Viewer):
         finally:
             self._following = False
         self._shown = now
+        self._hide(given)
 
     def reset(self, given: Settings) -> None:
         """Show settings as they are, whatever was typed."""
@@ -118,8 +121,28 @@ class Form(pn.viewable.Viewer):
         if self._following:
             return
         problem = self._changed(path, text.strip())
+        self._hide(self._given)
         shown = hint(FIELDS[path], text) if problem is None else problem
         self.inputs[path].param.update(error_state=problem is not None, helper_text=shown)
+
+    def _hide(self, given: Settings) -> None:
+        """Show the fields that have a meaning with what is chosen here, or elsewhere was given."""
+        self._given = given
+        for path, widget in self.inputs.items():
+            widget.visible = applies(path, self._chosen)
+
+    def _chosen(self, path: str) -> str:
+        if path in self.inputs:
+            return str(self.inputs[path].value)
+        return text_of(path, value_at(self._given, path))
+
+
+def applies(path: str, chosen: Callable[[str], str]) -> bool:
+    """Return whether a field has a meaning, given what is `chosen` in each other one."""
+    section = path.partition(".")[0]
+    return all(
+        chosen(f"{section}.{name}") in accepted for name, accepted in FIELDS[path]["only"].items()
+    )
 
 
 def _input(entry: dict[str, Any]) -> Any:

@@ -99,6 +99,32 @@ def test_under_a_choice_stands_when_to_take_what_is_chosen(path):
     assert Form(SETTINGS, [path], lambda path, text: None).inputs[path].helper_text in said
 
 
+def test_only_fields_that_mean_something_with_the_choice_are_shown():
+    paths = [path for path in FIELDS if path.startswith("posterior.")]
+    form = Form(SETTINGS, paths, lambda path, text: None)
+
+    def visible():
+        return {path.partition(".")[2] for path in paths if form.inputs[path].visible}
+
+    assert "prior_std" in visible() and not visible() & {"chains", "passes", "ensemble"}
+    form.inputs["posterior.kind"].value = "blip"
+    assert {"passes", "descent_steps", "noise_energy"} < visible() and "prior_std" not in visible()
+    form.follow(SETTINGS.with_value("posterior.kind", "sghmc"))
+    assert {"chains", "sghmc_steps"} < visible() and "passes" not in visible()
+    assert "Chains" not in fixed(SETTINGS)
+    assert "Chains" in fixed(SETTINGS.with_value("posterior.kind", "sghmc"))
+    batch = Form(SETTINGS, ["labelling.batch_size"], lambda path, text: None)
+    assert not batch.inputs["labelling.batch_size"].visible
+    batch.follow(SETTINGS.with_value("labelling.mode", "batch"))
+    assert batch.inputs["labelling.batch_size"].visible
+
+
+@pytest.mark.parametrize("path", [path for path, entry in FIELDS.items() if entry["only"]])
+def test_a_field_hangs_on_fields_and_values_there_are(path):
+    for name, accepted in FIELDS[path]["only"].items():
+        assert set(accepted) <= set(FIELDS[f"{path.partition('.')[0]}.{name}"]["enum"])
+
+
 def test_stress_is_shown_and_bounded_in_gigapascal():
     path = "dynamics.pressure"
     squeezed = tried(SETTINGS, path, "2.5 GPa")
