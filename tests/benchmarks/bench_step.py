@@ -8,8 +8,9 @@ committee is what mace-torch offers for uncertainty; its members here differ by 
 the weights, which costs the same as members that were trained. Flywise's bounds are those of a
 campaign with default settings: the energy's at every step and the forces' at every tenth, by the
 linearised posterior or by that of the last layer. Where a campaign finds a bound near its tolerance
-it takes all samples of the forces, not the first few: "all samples" does so every time. Forces of all members at every step are measured
-in stacks of the size found best, and one by one. Steps are compiled on the processor only. All run
+it takes all samples of the forces, not the first few: "all samples" does so every time. Forces of
+all members at every step are measured in stacks of the size found best, and one by one. Steps are
+compiled on the processor only. All run
 on the bundled model but silicon and "ethanol-small", a model of 29,904 weights.
 """
 
