@@ -33,6 +33,8 @@ STRESSES = 6
 """Independent components of a stress."""
 COLUMNS = 4096
 """Columns of the rows handled at once, so that they stay in the processor's cache."""
+TOGETHER = 8
+"""Blocks of rows multiplied at once: a label's alone are too few for a quick product."""
 RENEWED = 6000
 """At each update this, divided by the number of rows, is how many old labels' rows are renewed."""
 MOST_RENEWED = 16
@@ -112,15 +114,17 @@ class Rows:
         """
         right = torch.cat([self.blocks[k] for k in blocks])
         out = torch.zeros(len(self), len(right), dtype=torch.float64)
-        labels = range(self.n_labels)
+        n = len(self.blocks)
+        groups = [range(k, min(k + TOGETHER, n)) for k in range(0, n, TOGETHER)]
         for part in _chunks(self._width):
             wide = right[:, part].double().T
 
-            def add(label: int, part: slice = part, wide: torch.Tensor = wide) -> None:
-                for k in (2 * label, 2 * label + 1):
-                    out[self._slices[k]].addmm_(self.blocks[k][:, part].double(), wide)
+            def add(group: range, part: slice = part, wide: torch.Tensor = wide) -> None:
+                tall = torch.cat([self.blocks[k][:, part] for k in group]).double()
+                where = slice(self._slices[group[0]].start, self._slices[group[-1]].stop)
+                out[where].addmm_(tall, wide)
 
-            side_by_side(add, labels)
+            side_by_side(add, groups)
         return out
 
 
