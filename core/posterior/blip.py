@@ -206,15 +206,20 @@ class Blip:
         graphs: Any = self.potential.graphs([structure])
         graphs.positions.requires_grad_(True)
         log_alpha = self._log_alpha(state, state.network, graphs)[0]
+        level = log_alpha.detach().requires_grad_(True)
         geometry = list(self._torch.geometry(graphs))
-        energies, forces = [], []
+        energies, at_level, by_level = [], [], []
         for epsilon in self._passes(state):
-            theta = self._noisy(state.theta, log_alpha, epsilon)
+            theta = self._noisy(state.theta, level, epsilon)
             energy = self._network.energy(theta, graphs, geometry)
-            (slope,) = torch.autograd.grad(energy, graphs.positions, retain_graph=True)
+            slopes = torch.autograd.grad(energy, (graphs.positions, level), retain_graph=True)
             energies.append(float(energy.detach()))
-            forces.append(-slope.double().numpy())
-        return np.array(energies), np.array(forces)
+            at_level.append(slopes[0])
+            by_level.append(slopes[1])
+        (through,) = torch.autograd.grad(
+            log_alpha, graphs.positions, torch.stack(by_level), is_grads_batched=True
+        )
+        return np.array(energies), -(torch.stack(at_level) + through).double().numpy()
 
     def log_alpha(self, state: State, structures: tuple[Structure, ...]) -> torch.Tensor:
         """Return log α (S, B) of every block of weights; the mean weights must be active."""
