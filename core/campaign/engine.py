@@ -22,7 +22,6 @@ import torch
 
 from core.acquisition.selection import max_determinant
 from core.assets import cache
-from core.calibration import Assessment
 from core.campaign import canary
 from core.campaign import events as ev
 from core.campaign.accounts import Accounts, joined
@@ -40,7 +39,7 @@ from core.campaign.loop import Rewind
 from core.campaign.rules import Rule
 from core.campaign.state import State
 from core.campaign.store import Frame, LabelRow, Snapshot
-from core.contracts import Compiler, Failure, Label, LabelSet, Potential, Spread
+from core.contracts import Compiler, Failure, Label, LabelSet, Potential
 from core.dynamics.integrators import Dynamics
 from core.dynamics.triggers import Limits, broken
 from core.errors import CampaignError, CanaryError, LabelError
@@ -228,7 +227,8 @@ class Engine:
     def check(self, state: State, frame_id: int) -> tuple[Frame, ev.FrameChecked]:
         """Judge the present frame."""
         d, knowledge = self.dynamics, self.knowledge
-        spread, seen = self._judged(state, d.structure)
+        spread = self.learner.judge(knowledge, d.structure, quick=True)
+        seen = self.learner.assess(knowledge, spread, state)
         sigma_force = spread.sigma_force
         reasons: tuple[str, ...] = ("initial",)
         if state.trusted:
@@ -256,15 +256,6 @@ class Engine:
             stress_bound=_known(seen.stress_bound), novelty=_known(novelty),
         )  # fmt: skip
         return frame, event
-
-    def _judged(self, state: State, structure: Structure) -> tuple[Spread, Assessment]:
-        """Judge a frame by few samples of its forces, and by all where these leave it open."""
-        spread = self.learner.judge(self.knowledge, structure, quick=True)
-        seen = self.learner.assess(self.knowledge, spread, state)
-        if not self._rule.open(seen, state.force_tolerance, state.stress_tolerance):
-            return spread, seen
-        spread = self.learner.judge(self.knowledge, structure)
-        return spread, self.learner.assess(self.knowledge, spread, state)
 
     def remember(self, sigma_forces: Sequence[float]) -> None:
         """Take up the largest force σ of the frames judged so far, eV/Å, oldest first."""

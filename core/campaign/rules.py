@@ -14,8 +14,6 @@ import numpy as np
 from core.calibration import Assessment
 from core.settings import LabellingSettings
 
-SCATTER = 1.3
-"""Two and a half times as far as bounds from few samples scatter about those from all."""
 REMEMBERED = 400
 """Frames that the running mean is taken of."""
 
@@ -35,23 +33,6 @@ class Rule:
     def watches(self) -> bool:
         """Whether it is to be asked between two checks where the energy looks uncertain."""
         return self._kind == "tolerance" and not self._every
-
-    def open(
-        self, seen: Assessment, force_tolerance: float | None, stress_tolerance: float | None
-    ) -> bool:
-        """Whether a frame cannot be decided by bounds that few samples of the forces give.
-
-        A rule that compares σ with anything but the tolerances wants all samples always.
-        """
-        if self._every or "energy" in seen.reasons:
-            return False
-        if self._kind != "tolerance":
-            return True
-        pairs = ((seen.force_bound, force_tolerance), (seen.stress_bound, stress_tolerance))
-        return any(
-            limit is not None and limit / SCATTER < bound < limit * SCATTER
-            for bound, limit in pairs
-        )
 
     def reasons(self, seen: Assessment, sigma_force: float) -> tuple[str, ...]:
         """Return why a frame deserves a label, whenever it was: empty where it does not."""

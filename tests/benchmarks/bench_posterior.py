@@ -45,7 +45,7 @@ THREADS, DTYPE = 1, "float32"
 LABELS, SEEDS, RANKED = (10, 50, 200), (1, 2, 3), 20
 """Numbers of labels, draws of them, and the number at which rankings are compared."""
 TIMED = 20
-"""Frames judged by the clock, as a step of a simulation judges them: by few samples at first."""
+"""Frames judged by the clock, as a step of a simulation judges them: by few samples of forces."""
 NOISE = Noise(energy=0.003, force=0.03)
 POSTERIORS: dict[str, dict[str, Any]] = {
     "linearised": {"kind": "linearised"},

@@ -7,10 +7,8 @@ The same weights, precision, threads, thermostat and start for all, in turns wit
 committee is what mace-torch offers for uncertainty; its members here differ by noise on
 the weights, which costs the same as members that were trained. Flywise's bounds are those of a
 campaign with default settings: the energy's at every step and the forces' at every tenth, by the
-linearised posterior or by that of the last layer. Where a campaign finds a bound near its tolerance
-it takes all samples of the forces, not the first few: "all samples" does so every time. Forces of
-all members at every step are measured in stacks of the size found best, and one by one. Steps are
-compiled on the processor only. All run
+linearised posterior or by that of the last layer. Forces of all members at every step are measured
+in stacks of the size found best, and one by one. Steps are compiled on the processor only. All run
 on the bundled model but silicon and "ethanol-small", a model of 29,904 weights.
 """
 
@@ -115,12 +113,11 @@ def with_calculator(atoms: ase.Atoms, models: list[torch.nn.Module], device: str
 
 def with_flywise(
     atoms: ase.Atoms, potential: TorchPotential, *, posterior: PosteriorSettings | None = None,
-    compiled: Path | None = None, quick: bool = True,
+    compiled: Path | None = None,
 ) -> Callable:  # fmt: skip
     """Return a function that makes n steps with Flywise, with the bounds of a posterior or none.
 
-    With the folder `compiled`, steps are compiled before the function is returned. With `quick`,
-    every frame is taken as far from the tolerances.
+    With the folder `compiled`, steps are compiled before the function is returned.
     """
     structure = from_atoms(atoms)
     if compiled is not None:
@@ -142,7 +139,7 @@ def with_flywise(
             dynamics.run(1)
             bounds.energy_sigma(state, evaluator.changes)
             if dynamics.step % STRIDE == 0:
-                bounds.spread(state, dynamics.structure, quick=quick)
+                bounds.spread(state, dynamics.structure, quick=True)
 
     _await_compiled(potential, run, programs=2)
     return run
@@ -207,9 +204,6 @@ def _measured(
         **committees,
         "Flywise": with_flywise(atoms, potential),
         "Flywise with bounds": with_flywise(atoms, potential, posterior=PosteriorSettings()),
-        "Flywise with bounds, all samples": with_flywise(
-            atoms, potential, posterior=PosteriorSettings(), quick=False
-        ),
         "Flywise with bounds, last layer": with_flywise(atoms, potential, posterior=last_layer),
     }
     if device == "cpu":
