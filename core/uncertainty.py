@@ -55,17 +55,6 @@ def metrics(errors: np.ndarray, sigmas: np.ndarray) -> Metrics:
     )
 
 
-def largest_change(changes: np.ndarray, ddof: int = 0) -> float:
-    """Return how large the largest force error of a frame is by samples' changes (M, N, 3).
-
-    The root mean square over the samples of the largest change of an atom's force. It scatters less
-    with few samples than the largest of the atoms' own σ, and ranks errors better: that one is high
-    where chance has made one of many σ too large.
-    """
-    largest = (changes**2).sum(-1).max(1)
-    return float(np.sqrt(largest.sum() / (len(changes) - ddof)))
-
-
 def rank_correlation(sizes: np.ndarray, sigmas: np.ndarray) -> float:
     """Return Spearman's correlation of sizes of errors and σ; nan where either does not vary."""
     if np.ptp(sizes) == 0 or np.ptp(sigmas) == 0:

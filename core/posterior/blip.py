@@ -27,9 +27,9 @@ import safetensors.torch
 import torch
 
 from core.contracts import Info, LabelSet, Potential, Spread
+from core.posterior.largest import largest_change
 from core.structures import Structure
 from core.training import Dataset
-from core.uncertainty import largest_change
 
 BATCH = 5
 HIDDEN = 16

@@ -18,8 +18,8 @@ import torch
 
 from core.contracts import Info, LabelSet, Potential, Spread
 from core.posterior.descent import Descent
+from core.posterior.largest import largest_change
 from core.structures import Structure
-from core.uncertainty import largest_change
 
 
 @dataclass(frozen=True)

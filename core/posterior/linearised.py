@@ -23,9 +23,9 @@ import torch
 
 from core.contracts import Info, LabelSet, Potential
 from core.parallel import side_by_side
+from core.posterior.largest import largest_change
 from core.posterior.tangent import Tangent
 from core.structures import Structure, to_voigt
-from core.uncertainty import largest_change
 
 FRACTIONS = (1.0, 0.5, 0.25, 0.12, 0.06, 0.03)
 """Lengths tried along a step of the mean, until one improves the log posterior."""

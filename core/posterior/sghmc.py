@@ -22,9 +22,9 @@ import torch
 
 from core.contracts import Info, LabelSet, Potential, Spread
 from core.posterior.diagnostics import effective_size, split_r_hat
+from core.posterior.largest import largest_change
 from core.structures import Structure
 from core.training import Dataset
-from core.uncertainty import largest_change
 from core.units import KCAL_PER_MOL
 
 BATCH = 5

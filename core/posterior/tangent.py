@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from core.contracts import Potential, Spread
+from core.posterior.largest import largest_change
 from core.structures import Structure
-from core.uncertainty import largest_change
 
 QUICK = 8
 """Samples whose forces a quick answer evaluates; energies always use all."""

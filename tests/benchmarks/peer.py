@@ -16,8 +16,8 @@ from fixed_data import SPICE, write
 
 from core.contracts import LabelSet, Spread
 from core.finetuning.strategies import strategy
+from core.posterior.largest import largest_change
 from core.potentials.mace import MacePotential, guarded, scripted
-from core.uncertainty import largest_change
 
 EPOCHS, BATCH = 40, 5
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from core.uncertainty import largest_change, metrics, rank_correlation
+from core.uncertainty import metrics, rank_correlation
 
 
 @pytest.fixture
@@ -36,20 +36,3 @@ def test_a_ranking_that_says_nothing(honest, rng):
     assert metrics(errors, rng.permutation(sigmas)).spearman == pytest.approx(0, abs=0.03)
     assert np.isnan(rank_correlation(np.abs(errors), np.ones(len(errors))))
     assert rank_correlation(np.arange(5.0), np.arange(5.0) ** 3) == pytest.approx(1)
-
-
-def test_the_largest_change_is_that_of_each_sample_s_own_worst_atom():
-    changes = np.zeros((2, 3, 3))
-    changes[0, 1] = [0.0, 3.0, 4.0]  # 5, and 2 at another atom
-    changes[0, 2] = [2.0, 0.0, 0.0]
-    changes[1, 0] = [1.0, 0.0, 0.0]
-    assert largest_change(changes) == pytest.approx(np.sqrt((25 + 1) / 2))
-    assert largest_change(changes, ddof=1) == pytest.approx(np.sqrt(26))
-
-
-def test_the_largest_change_scatters_less_than_the_largest_sigma(rng):
-    """With eight samples of a molecule's forces, all atoms alike."""
-    drawn = rng.standard_normal((400, 8, 9, 3))
-    ours = [largest_change(c) for c in drawn]
-    theirs = np.sqrt((drawn**2).sum(-1).mean(1)).max(1)
-    assert np.std(np.log(ours)) < 0.95 * np.std(np.log(theirs))

@@ -6,11 +6,11 @@ import torch
 
 from core.contracts import LabelSet
 from core.posterior import linearised
+from core.posterior.largest import largest_change
 from core.posterior.linearised import Linearised
 from core.posterior.tangent import QUICK
 from core.potentials.lennard_jones import LennardJones
 from core.structures import Structure
-from core.uncertainty import largest_change
 
 S, NOISE_E, NOISE_F = 0.3, 2e-3, 5e-3
 
