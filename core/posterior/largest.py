@@ -1,4 +1,4 @@
-"""How large the largest force error of a frame is, by what samples say of every atom. Arrays only."""
+"""How large the largest force error of a frame is, by samples of every atom's force. Arrays only."""
 
 from __future__ import annotations
 
