@@ -1,4 +1,4 @@
-"""How large the largest force error of a frame is, by samples of every atom's force. Arrays only."""
+"""How large a frame's largest force error is, by samples of every atom's force. Arrays only."""
 
 from __future__ import annotations
 
