@@ -88,7 +88,8 @@ class Frame:
         positions, velocities, forces: (N, 3), Å, Å/fs, eV/Å.
         cell: (3, 3), Å, None where it is always that of the start.
         energy: predicted total energy, eV, with `offset` (eV) added. nan before the first check.
-        sigma_atoms: (N,) eV/Å; sigma_force is their largest.
+        sigma_atoms: (N,) eV/Å. sigma_force: of the largest error among them, see
+            `core.contracts.Spread`.
         stress: (3, 3), eV/Å³, None where it is not learned from; sigma_stress, stress_bound: of
             its least certain component. novelty: see `core.acquisition.coverage`; nan before
             there are labels. activation: (D,) mean of the foundation's features over the atoms,
