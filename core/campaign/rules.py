@@ -45,8 +45,16 @@ class Rule:
 
     def at(self, step: int, seen: Assessment, sigma_force: float) -> tuple[str, ...]:
         """Return why the frame at `step` deserves a label, and remember it."""
+        found = self._found(step, seen, sigma_force)
+        if not self._every:
+            self._recent.append(sigma_force)
+        return found
+
+    def asks(self, step: int, seen: Assessment, sigma_force: float) -> bool:
+        """Return whether the frame at `step` would be found to deserve a label."""
+        return bool(self._found(step, seen, sigma_force))
+
+    def _found(self, step: int, seen: Assessment, sigma_force: float) -> tuple[str, ...]:
         if self._every:
             return ("periodic",) if step % self._every == 0 else ()
-        found = self.reasons(seen, sigma_force)
-        self._recent.append(sigma_force)
-        return found
+        return self.reasons(seen, sigma_force)

@@ -1,5 +1,7 @@
 """The rules that flag a frame, and that a campaign keeps to them over an interruption."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 
@@ -64,19 +66,28 @@ def test_a_campaign_by_the_running_mean(tmp_path, make_settings, value):
     assert sum(over) == len(steps)
 
 
-def test_a_step_is_judged_by_few_samples_and_a_label_scored_by_all(
+def test_to_ask_is_not_to_remember():
+    moving = rule(rule="moving-average", rule_value=0.5, recent=[1.0])
+    assert moving.asks(1, SURE, 1.6) and moving.asks(1, SURE, 1.6)
+    assert moving.at(1, SURE, 1.6) == ("force",) and not moving.asks(2, SURE, 1.6)
+    assert rule(every=5).asks(10, SURE, 0.0) and not rule(every=5).asks(11, UNSURE, 9.0)
+
+
+def test_few_samples_judge_a_step_and_all_decide_whether_to_pay_for_a_label(
     tmp_path, make_settings, monkeypatch
 ):
     judge, told = Learner.judge, []
 
     def judged(self, knowledge, structure, *, quick=False):
-        told.append(quick)
+        told.append((structure.key, quick))
         return judge(self, knowledge, structure, quick=quick)
 
     monkeypatch.setattr(Learner, "judge", judged)
     worker.prepare(tmp_path, make_settings(trust__force_tolerance=2e-4))
-    state = worker.run_inline(tmp_path)
+    worker.run_inline(tmp_path)
     with CampaignReader(tmp_path) as reader:
-        checks = len(reader.frames_since(1))
-    learned_later = state.n_labels - state.settings.trust.initial_labels
-    assert told.count(True) >= checks > 0 and told.count(False) == learned_later > 0
+        kinds = reader.frames_since(0)["kind"].tolist()
+        keys = {q.frame_id for q in reader.state().queue if "initial" not in q.reasons}
+    by_all = Counter(key for key, quick in told if not quick)
+    twice = [key for key, times in by_all.items() if times == 2]  # to flag it, and to score it
+    assert len(twice) == len(keys) and len(by_all) < len({key for key, _ in told})
