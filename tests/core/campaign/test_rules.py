@@ -86,7 +86,6 @@ def test_few_samples_judge_a_step_and_all_decide_whether_to_pay_for_a_label(
     worker.prepare(tmp_path, make_settings(trust__force_tolerance=2e-4))
     worker.run_inline(tmp_path)
     with CampaignReader(tmp_path) as reader:
-        kinds = reader.frames_since(0)["kind"].tolist()
         keys = {q.frame_id for q in reader.state().queue if "initial" not in q.reasons}
     by_all = Counter(key for key, quick in told if not quick)
     twice = [key for key, times in by_all.items() if times == 2]  # to flag it, and to score it
