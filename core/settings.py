@@ -161,7 +161,7 @@ POSTERIORS: dict[str, Any] = {
     "deep-ensemble": "Several trainings from different starts: overconfident one and a half to "
     "three times, minutes for each label. Take it to compare with what others do.",
     "blip": "Noise on the weights of one model, whose memory is all it needs: σ right within a "
-    "factor of two and a half, but a weak ranking; a minute or two for each label.",
+    "factor of two and a half, but a weak ranking; minutes for each label.",
     "sghmc": "The published sampler: a quarter of an hour for each label of nine atoms, energies "
     "overconfident five to eight times. Take it to reproduce the publication.",
 }
