@@ -154,8 +154,9 @@ CALIBRATIONS: dict[str, Any] = {
     "campaigns, it needs about twenty labels.",
 }
 POSTERIORS: dict[str, Any] = {
-    "linearised": "The default. In our study it ranks errors best, has σ right within a quarter "
-    "before any calibration, and takes seconds for each label. Take it unless you compare methods.",
+    "linearised": "The default. In our study it ranks the largest force errors best, has σ right "
+    "within a quarter before any calibration, and takes seconds for each label. Take it unless you "
+    "compare methods.",
     "last-layer": "Samples of the readouts alone: small and simple, but overconfident five to "
     "fourteen times until calibrated. Take it for models too large for the default.",
     "deep-ensemble": "Several trainings from different starts: overconfident one and a half to "

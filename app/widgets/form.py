@@ -121,15 +121,18 @@ class Form(pn.viewable.Viewer):
         if self._following:
             return
         problem = self._changed(path, text.strip())
-        self._hide(self._given)
         shown = hint(FIELDS[path], text) if problem is None else problem
         self.inputs[path].param.update(error_state=problem is not None, helper_text=shown)
+        self._hide(self._given)
 
     def _hide(self, given: Settings) -> None:
-        """Show the fields that have a meaning with what is chosen here, or elsewhere was given."""
+        """Show the fields that have a meaning with what is chosen here, or elsewhere was given.
+
+        One that is still to be corrected stays, however little it means.
+        """
         self._given = given
         for path, widget in self.inputs.items():
-            widget.visible = applies(path, self._chosen)
+            widget.visible = widget.error_state or applies(path, self._chosen)
 
     def _chosen(self, path: str) -> str:
         if path in self.inputs:

@@ -119,6 +119,17 @@ def test_only_fields_that_mean_something_with_the_choice_are_shown():
     assert batch.inputs["labelling.batch_size"].visible
 
 
+def test_what_is_still_wrong_stays_until_it_is_corrected():
+    given = SETTINGS.with_value("posterior.kind", "blip")
+    paths = ["posterior.kind", "posterior.passes"]
+    form = Form(given, paths, lambda path, text: "at least 2" if text == "1" else None)
+    form.inputs["posterior.passes"].value = "1"
+    form.inputs["posterior.kind"].value = "linearised"
+    assert form.inputs["posterior.passes"].visible
+    form.inputs["posterior.passes"].value = "8"
+    assert not form.inputs["posterior.passes"].visible
+
+
 @pytest.mark.parametrize("path", [path for path, entry in FIELDS.items() if entry["only"]])
 def test_a_field_hangs_on_fields_and_values_there_are(path):
     for name, accepted in FIELDS[path]["only"].items():
