@@ -90,8 +90,9 @@ _DESK_CSS = """
 :host { background: var(--fw-page); width: 100%; height: 100%; overflow: auto; }
 """
 
+_BAR_CSS = ":host { margin: 0; flex: 1; min-width: 0; } .scroll-button { display: none !important; }"
+
 _TITLE_CSS = """
-:host { margin: 0; flex: 1; min-width: 0; }
 .title { display: flex; align-items: baseline; gap: 14px; white-space: nowrap; overflow: hidden;
   color: var(--fw-text); }
 .title b { font-size: 17px; font-weight: 650; letter-spacing: -0.01em; }
@@ -179,8 +180,11 @@ class Screen:
             self._tab, self._shortcuts, self._tour,
             margin=0, sizing_mode="stretch_both",
         )  # fmt: skip
-        self._title = pn.pane.HTML("", margin=0, sizing_mode="stretch_width")
-        header = [self._title, self._sharing, self._tour.button, self._shortcuts.button]
+        self._title = pn.pane.HTML(
+            "", margin=0, sizing_mode="stretch_width", stylesheets=[_TITLE_CSS]
+        )
+        self._bar = pn.Column(self._title, margin=0, sizing_mode="stretch_width")
+        header = [self._bar, self._sharing, self._tour.button, self._shortcuts.button]
         self.page = _page(f"{shown.title} · {TITLE}", header, self._grid)
         self.page.param.watch(lambda event: self._paint(), "dark_theme")
         self._paint()
@@ -248,7 +252,7 @@ class Screen:
         palette = theme.palette(bool(self.page.dark_theme))
         variables = theme.variables(palette)
         self._grid.stylesheets = [_SCREEN_CSS, variables]
-        self._title.stylesheets = [_TITLE_CSS, variables]
+        self._bar.stylesheets = [_BAR_CSS, variables]
         self._sharing.paint(palette)
         self._tour.paint(palette)
         self._scene.paint(palette)
@@ -263,11 +267,12 @@ class Desk:
     def __init__(self, view: Any, what: str) -> None:
         self._view = view
         self._frame = pn.Column(view, margin=0, sizing_mode="stretch_both")
-        self._title = pn.pane.HTML(
+        title = pn.pane.HTML(
             f'<div class="title">{_NAME}<span>{what}</span></div>',
-            margin=0, sizing_mode="stretch_width",
+            margin=0, sizing_mode="stretch_width", stylesheets=[_TITLE_CSS],
         )  # fmt: skip
-        self.page = _page(f"{what} · {TITLE}", [self._title], self._frame)
+        self._bar = pn.Column(title, margin=0, sizing_mode="stretch_width")
+        self.page = _page(f"{what} · {TITLE}", [self._bar], self._frame)
         self.page.param.watch(lambda event: self._paint(), "dark_theme")
         self._paint()
 
@@ -278,7 +283,7 @@ class Desk:
     def _paint(self) -> None:
         variables = theme.variables(theme.palette(bool(self.page.dark_theme)))
         self._frame.stylesheets = [_DESK_CSS, variables]
-        self._title.stylesheets = [_TITLE_CSS, variables]
+        self._bar.stylesheets = [_BAR_CSS, variables]
 
 
 def _page(title: str, header: list[Any], main: Any) -> pmui.Page:

@@ -301,6 +301,29 @@ def test_dark_mode_reaches_canvas_plots_and_tables(watched, serve, ran):
         assert dark < 0.1, f"{tab}: {dark:.0%} of it is still dark"
 
 
+def luminance(page: Page, part: str, of: str) -> float:
+    """The mean of a computed colour's channels, 0 to 255."""
+    color = page.locator(part).first.evaluate(f"e => getComputedStyle(e)['{of}']")
+    return float(np.mean([float(c) for c in re.findall(r"[\d.]+", color)[:3]]))
+
+
+@pytest.mark.parametrize("where", ["", "page=home"])
+def test_the_title_is_read_in_either_mode(watched, serve, ran, where):
+    page = watched
+    page.goto(f"{serve(ran)}/?{where}")
+    for _ in ("dark", "light again"):
+        page.get_by_role("button", name="Toggle theme").click()
+        for part in (".title b", ".title > span"):
+            wait_for(
+                lambda part=part: abs(
+                    luminance(page, part, "color")
+                    - luminance(page, ".MuiAppBar-root", "backgroundColor")
+                )
+                > 90,
+                20,
+            )
+
+
 def test_light_chosen_while_the_page_is_still_drawn_stays(watched, serve, ran):
     page = opened(watched, serve(ran) + "/?theme=dark")
     page.get_by_role("button", name="Toggle theme").click()
