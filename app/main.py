@@ -90,7 +90,9 @@ _DESK_CSS = """
 :host { background: var(--fw-page); width: 100%; height: 100%; overflow: auto; }
 """
 
-_BAR_CSS = ":host { margin: 0; flex: 1; min-width: 0; } .scroll-button { display: none !important; }"
+_BAR_CSS = (
+    ":host { margin: 0; flex: 1; min-width: 0; } .scroll-button { display: none !important; }"
+)
 
 _TITLE_CSS = """
 .title { display: flex; align-items: baseline; gap: 14px; white-space: nowrap; overflow: hidden;

@@ -315,11 +315,13 @@ def test_the_title_is_read_in_either_mode(watched, serve, ran, where):
         page.get_by_role("button", name="Toggle theme").click()
         for part in (".title b", ".title > span"):
             wait_for(
-                lambda part=part: abs(
-                    luminance(page, part, "color")
-                    - luminance(page, ".MuiAppBar-root", "backgroundColor")
-                )
-                > 90,
+                lambda part=part: (
+                    abs(
+                        luminance(page, part, "color")
+                        - luminance(page, ".MuiAppBar-root", "backgroundColor")
+                    )
+                    > 90
+                ),
                 20,
             )
 
