@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from crepes import ConformalRegressor
 
 from core.calibration import Calibration, EnergyCalibration, LargestCalibration
 
@@ -38,6 +39,17 @@ def test_force_bound_is_infinite_until_two_labels_and_then_the_conformal_rank():
     for ratio in range(1, 40):
         calibration = calibration.update(float(ratio))
     assert calibration.factor(0.95) == pytest.approx(38.0)  # rank ⌈40·0.95⌉ of 39
+
+
+@pytest.mark.parametrize("confidence", [0.68, 0.9, 0.95])
+def test_conformal_bound_is_that_of_a_normalised_conformal_regressor(confidence, rng):
+    ratios, sigmas = rng.lognormal(0.0, 0.4, size=60), rng.uniform(0.5, 2.0, size=60)
+    calibration = LargestCalibration(window=60)
+    for ratio in ratios:
+        calibration = calibration.update(float(ratio))
+    peer = ConformalRegressor().fit(ratios * sigmas, sigmas=sigmas)
+    low, high = peer.predict_int(np.zeros(1), sigmas=np.array([0.3]), confidence=confidence)[0]
+    assert (-low, high) == pytest.approx((calibration.bound(0.3, confidence),) * 2)
 
 
 def test_force_bound_covers_exchangeable_ratios(rng):
