@@ -131,6 +131,8 @@ class Assessment:
         force_bound: bound on the largest atomic force error, eV/Å.
         stress_bound: bound on the largest error of a stress component, eV/Å³.
         reasons: empty if trusted; else any of "energy", "force", "stress".
+        within: P(all errors within their tolerances), at least: no more than all chances of
+            breaking one together are taken off 1.
     """
 
     probability: float
@@ -138,6 +140,7 @@ class Assessment:
     force_bound: float
     reasons: tuple[str, ...]
     stress_bound: float = math.nan
+    within: float = math.nan
 
     @property
     def trusted(self) -> bool:
@@ -190,9 +193,16 @@ class Calibration:
             sigma_energy, tolerance=energy_tolerance, confidence=confidence, method=method
         )
         force_bound = self.force.bound(sigma_force_max, confidence)
+        misses = 1 - probability
+        if force_tolerance is not None:
+            misses += 1 - self.force.probability_within(sigma_force_max, force_tolerance)
         stress_bound = math.nan
         if not math.isnan(sigma_stress):
             stress_bound = self.stress.bound(sigma_stress, confidence)
+        if stress_tolerance is not None and math.isnan(sigma_stress):
+            misses = 1.0
+        elif stress_tolerance is not None:
+            misses += 1 - self.stress.probability_within(sigma_stress, stress_tolerance)
         broken = {
             "energy": probability < confidence,
             "force": force_tolerance is not None and force_bound > force_tolerance,
@@ -204,4 +214,5 @@ class Calibration:
             force_bound=force_bound,
             stress_bound=stress_bound,
             reasons=tuple(name for name, bad in broken.items() if bad),
+            within=max(0.0, 1 - misses),
         )

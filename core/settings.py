@@ -147,6 +147,12 @@ class DynamicsSettings(_Section):
     )
 
 
+PROMISES: dict[str, Any] = {
+    "run": "That share of the run's frames stays within: a label where fewer of the last 50 checks "
+    "are expected to, or where a frame is more likely wrong than right. Fewest labels.",
+    "frame": "Every single frame does with that probability: a label wherever one may not. More "
+    "labels, and more frames within than asked for.",
+}
 CALIBRATIONS: dict[str, Any] = {
     "student-t": "As published: works from the first labels on; take it unless errors have tails "
     "that a bell curve has not.",
@@ -201,6 +207,12 @@ class TrustSettings(_Section):
         title="Confidence",
         description="Wanted probability of staying within the tolerances.",
         json_schema_extra=_live(),
+    )
+    promise: Literal["run", "frame"] = Field(
+        "run",
+        title="Confidence in",
+        description="What the confidence is a probability of.",
+        json_schema_extra=_live() | {"choices": PROMISES},
     )
     calibration: Literal["student-t", "conformal"] = Field(
         "student-t",

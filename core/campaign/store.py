@@ -11,11 +11,11 @@ import json
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -70,6 +70,7 @@ _COLUMNS = {
         "sigma_stress": "REAL",
         "stress_bound": "REAL",
         "novelty": "REAL",
+        "within": "REAL",
         "activation": "BLOB",
     },
     "labels": {"stress": "BLOB"},
@@ -90,6 +91,7 @@ class Frame:
         energy: predicted total energy, eV, with `offset` (eV) added. nan before the first check.
         sigma_atoms: (N,) eV/Å. sigma_force: of the largest error among them, see
             `core.contracts.Spread`.
+        within: see `core.calibration.Assessment`.
         stress: (3, 3), eV/Å³, None where it is not learned from; sigma_stress, stress_bound: of
             its least certain component. novelty: see `core.acquisition.coverage`; nan before
             there are labels. activation: (D,) mean of the foundation's features over the atoms,
@@ -112,6 +114,7 @@ class Frame:
     probability: float = float("nan")
     energy_bound: float = float("nan")
     force_bound: float = float("nan")
+    within: float = float("nan")
     stress: np.ndarray | None = None
     sigma_stress: float = float("nan")
     stress_bound: float = float("nan")
@@ -326,8 +329,8 @@ def _insert_frame(connection: sqlite3.Connection, frame: Frame) -> int:
         "INSERT INTO frames (step, time, kind, steered, positions, velocities, energy, offset, "
         "forces, temperature, sigma_energy, sigma_force, sigma_atoms, probability, energy_bound, "
         "force_bound, reasons, snapshot, stress, sigma_stress, stress_bound, cell, novelty, "
-        "activation) "
-        "VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+        "activation, within) "
+        "VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
         (
             frame.step, frame.time, frame.kind, int(frame.steered),
             frame.positions.astype("<f8").tobytes(), frame.velocities.astype("<f8").tobytes(),
@@ -337,6 +340,7 @@ def _insert_frame(connection: sqlite3.Connection, frame: Frame) -> int:
             " ".join(frame.reasons), frame.snapshot, _bytes(frame.stress), frame.sigma_stress,
             frame.stress_bound, _bytes(frame.cell), frame.novelty,
             None if frame.activation is None else frame.activation.astype("<f4").tobytes(),
+            frame.within,
         ),
     )  # fmt: skip
     assert cursor.lastrowid is not None
@@ -372,7 +376,7 @@ def _frame_of(row: sqlite3.Row) -> Frame:
         force_bound=number("force_bound"), reasons=tuple(row["reasons"].split()),
         snapshot=row["snapshot"], stress=_matrix_of(row["stress"]),
         cell=_matrix_of(row["cell"]), sigma_stress=number("sigma_stress"),
-        stress_bound=number("stress_bound"), novelty=number("novelty"),
+        stress_bound=number("stress_bound"), novelty=number("novelty"), within=number("within"),
         activation=None if row["activation"] is None else array("activation", "<f4"),
     )  # fmt: skip
 
@@ -418,10 +422,18 @@ def read_last_frame(connection: sqlite3.Connection) -> Frame:
     return _frame_of(connection.execute("SELECT * FROM frames ORDER BY id DESC LIMIT 1").fetchone())
 
 
-def read_sigma_forces(connection: sqlite3.Connection, n: int) -> list[float]:
-    """Return the largest force σ, eV/Å, of the last n frames of trusted weights, oldest first."""
+def read_last(
+    connection: sqlite3.Connection,
+    column: Literal["sigma_force", "within"],
+    kinds: Sequence[str],
+    n: int,
+) -> list[float]:
+    """Return a number of the last n frames of these kinds, oldest first; those known only."""
+    marks = ",".join("?" * len(kinds))
     rows = connection.execute(
-        "SELECT sigma_force FROM frames WHERE kind != 'untrusted' ORDER BY id DESC LIMIT ?", (n,)
+        f"SELECT {column} FROM frames WHERE kind IN ({marks}) AND {column} IS NOT NULL "
+        "ORDER BY id DESC LIMIT ?",
+        (*kinds, n),
     ).fetchall()
     return [float(row[0]) for row in reversed(rows)]
 
