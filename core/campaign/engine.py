@@ -36,7 +36,7 @@ from core.campaign.learner import (
     label_set,
 )
 from core.campaign.loop import Rewind
-from core.campaign.rules import Past, Rule
+from core.campaign.rules import Rule
 from core.campaign.state import State
 from core.campaign.store import Frame, LabelRow, Snapshot
 from core.contracts import Compiler, Failure, Label, LabelSet, Potential
@@ -229,14 +229,13 @@ class Engine:
         d, knowledge = self.dynamics, self.knowledge
         spread = self.learner.judge(knowledge, d.structure, quick=True)
         seen = self.learner.assess(knowledge, spread, state)
-        trust = state.settings.trust
-        if state.trusted and self._rule.asks(d.step, seen, spread.sigma_force, trust):
+        if state.trusted and self._rule.asks(d.step, seen, spread.sigma_force, state):
             spread = self.learner.judge(knowledge, d.structure)
             seen = self.learner.assess(knowledge, spread, state)
         sigma_force = spread.sigma_force
         reasons: tuple[str, ...] = ("initial",)
         if state.trusted:
-            reasons = self._rule.at(d.step, seen, sigma_force, trust)
+            reasons = self._rule.at(d.step, seen, sigma_force, state)
         kind = "untrusted" if not state.trusted else "flagged" if reasons else "trusted"
         (features,) = self.learner.describe([d.structure])
         novelty = self.learner.novelty(knowledge, d.structure.numbers, features)
@@ -259,12 +258,13 @@ class Engine:
             probability=float(seen.probability), energy_bound=float(seen.energy_bound),
             force_bound=float(seen.force_bound), sigma_stress=_known(spread.sigma_stress),
             stress_bound=_known(seen.stress_bound), novelty=_known(novelty),
+            within=_known(seen.within) if knowledge.labels else None,
         )  # fmt: skip
         return frame, event
 
-    def remember(self, past: Past) -> None:
-        """Take up what the frames judged so far were found to be."""
-        self._rule = Rule(self._labelling, past)
+    def remember(self, sigma_forces: Sequence[float]) -> None:
+        """Take up the largest force σ of the frames judged so far, eV/Å, oldest first."""
+        self._rule = Rule(self._labelling, sigma_forces)
 
     def rewind(self, frame: Frame, request: Rewind) -> None:
         """Go on from a stored frame."""
@@ -492,7 +492,7 @@ class Engine:
         novelty = self.learner.novelty(self.knowledge, structure.numbers, features)
         return ev.Rescored(
             query_id=query_id, 
-            reasons=self._rule.reasons(seen, sigma_force, state.settings.trust),
+            reasons=self._rule.reasons(seen, sigma_force, state),
             sigma_energy=float(spread.sigma_energy), sigma_force=sigma_force,
             probability=float(seen.probability),
             energy_bound=float(seen.energy_bound), force_bound=float(seen.force_bound),

@@ -165,7 +165,8 @@ class FrameChecked(Fact):
 
     `reasons` is empty for a trusted frame; else any of "initial", "energy", "force", "stress",
     "periodic". Stress, in eV/Å³, is None where it is not learned from; `novelty` (see
-    `core.acquisition.coverage`) before there are labels.
+    `core.acquisition.coverage`) and `within`, P(all errors within their tolerances), before there
+    are labels.
     """
 
     frame_id: int
@@ -181,6 +182,7 @@ class FrameChecked(Fact):
     sigma_stress: float | None = None
     stress_bound: float | None = None
     novelty: float | None = None
+    within: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

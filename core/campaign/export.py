@@ -48,7 +48,7 @@ def frame_text(
         "offset": frame.offset, "temperature_K": frame.temperature,
         "sigma_energy": frame.sigma_energy, "sigma_force_max": frame.sigma_force,
         "probability": frame.probability, "energy_bound": frame.energy_bound,
-        "force_bound": frame.force_bound, "novelty": frame.novelty,
+        "force_bound": frame.force_bound, "within": frame.within, "novelty": frame.novelty,
         "charge": structure.charge, "spin": structure.spin,
     }  # fmt: skip
     columns = {"pos": frame.positions, "forces": frame.forces, "sigma_forces": frame.sigma_atoms}

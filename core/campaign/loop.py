@@ -16,6 +16,7 @@ from core.campaign.state import (
     IN_FLIGHT,
     PAID,
     POOL_FACTOR,
+    WINDOW,
     Decision,
     Query,
     State,
@@ -409,7 +410,10 @@ def _frame_checked(state: State, event: ev.FrameChecked) -> Step:
     state = replace(state, step=event.step, steps_run=run, here=here, novelty=event.novelty)
     if not event.reasons:
         attempts = 0 if event.step > state.broken_step else state.attempts
-        return replace(state, anchor=here, attempts=attempts), ()
+        within = state.within
+        if event.within is not None:
+            within = (*within, event.within)[1 - WINDOW :]
+        return replace(state, anchor=here, attempts=attempts, within=within), ()
     query = Query(
         id=len(state.queue) + 1, step=event.step, frame_id=event.frame_id, key=event.key,
         reasons=event.reasons, sigma_energy=event.sigma_energy, sigma_force=event.sigma_force,

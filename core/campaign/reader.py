@@ -30,7 +30,7 @@ E = TypeVar("E", bound=ev.Event)
 _SERIES = (
     "id", "step", "time", "kind", "rewound", "steered", "energy", "offset", "temperature",
     "sigma_energy", "sigma_force", "probability", "energy_bound", "force_bound", "snapshot",
-    "sigma_stress", "stress_bound",
+    "sigma_stress", "stress_bound", "within",
 )  # fmt: skip
 _TEXT = ("kind",)
 _WHOLE = ("id", "step", "rewound", "steered", "snapshot")
@@ -106,8 +106,8 @@ class CampaignReader:
 
         Columns: id, step, time (fs), kind, rewound, steered, energy (eV, offset included),
         offset, temperature (K), sigma_energy (eV), sigma_force (eV/Å), probability,
-        energy_bound, force_bound, snapshot, sigma_stress, stress_bound (eV/Å³). Positions: see
-        `frame`.
+        energy_bound, force_bound, snapshot, sigma_stress, stress_bound (eV/Å³), within (P(all
+        errors within tolerance)). Positions: see `frame`.
         """
         rows = self._rows(
             f"SELECT {', '.join(_SERIES)} FROM frames WHERE id > ? ORDER BY id LIMIT ?",

@@ -6,6 +6,8 @@ import statistics
 from collections import Counter
 from typing import Any
 
+import numpy as np
+
 from core.campaign import events as ev
 from core.campaign.reader import CampaignReader
 from core.campaign.state import LABELLED, State
@@ -17,12 +19,16 @@ def summary(reader: CampaignReader) -> dict[str, Any]:
     """Return the figures of a campaign as JSON values.
 
     coverage: of labels bought because a frame was flagged, the fraction whose error lay within the
-    interval shown for it. wall_s: time with a worker at work, all sessions together.
+    interval shown for it. expected_within: mean P(within all tolerances) of the frames that were
+    kept without a label. wall_s: time with a worker at work, all sessions together.
     """
     state = reader.state()
     events = [event for _, event in reader.events_since(0)]
     inside = within_interval(reader.labels(), state)
-    kinds = Counter(reader.frames_since(1)["kind"].tolist())
+    frames = reader.frames_since(1)
+    kinds = Counter(frames["kind"].tolist())
+    kept = (frames["kind"] == "trusted") & (frames["rewound"] == 0)
+    within = frames["within"][kept & np.isfinite(frames["within"])]
     updates = [e.seconds for e in events if isinstance(e, ev.Updated)][1:]
     return {
         "phase": state.phase,
@@ -38,6 +44,7 @@ def summary(reader: CampaignReader) -> dict[str, Any]:
         "untrusted_steps": _untrusted_steps(state, events),
         "checks": dict(kinds),
         "coverage": sum(inside) / len(inside) if inside else None,
+        "expected_within": float(within.mean()) if len(within) else None,
         "intervention_median_s": statistics.median(updates) if updates else None,
         "intervention_max_s": max(updates, default=None),
         "updates": sum(isinstance(e, ev.Updated) for e in events),
@@ -107,6 +114,9 @@ def lines(figures: dict[str, Any]) -> list[str]:
             f"waits      {figures['intervention_median_s']:.2f} s median, "
             f"{figures['intervention_max_s']:.2f} s longest"
         )
+    if figures["expected_within"] is not None:
+        share = 100 * figures["expected_within"]
+        shown.append(f"expected   {share:.1f} % of unlabelled frames within the tolerances")
     if figures["coverage"] is not None:
         shown.append(f"coverage   {100 * figures['coverage']:.0f} % of labels inside the interval")
     return [*shown, f"time       {figures['wall_s']:.0f} s of work"]

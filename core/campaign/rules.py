@@ -12,17 +12,15 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import numpy as np
 
 from core.calibration import Assessment
-from core.settings import LabellingSettings, TrustSettings
+from core.campaign.state import State
+from core.settings import LabellingSettings
 
 REMEMBERED = 400
 """Frames that the running mean is taken of."""
-WINDOW = 50
-"""Frames of which the share that is promised for a run has to be expected within, at any time."""
 LIKELIER_OUTSIDE = 0.5
 """Probability of being within all tolerances below which a frame is never let pass."""
 
@@ -30,66 +28,52 @@ Reasons = tuple[str, ...]
 """Any of "energy", "force", "stress", "periodic"."""
 
 
-@dataclass(frozen=True)
-class Past:
-    """What frames before were found to be, oldest first.
-
-    Attributes:
-        sigma_forces: largest force σ of the last trusted or flagged frames, eV/Å.
-        within: P(within all tolerances) of the last trusted frames.
-    """
-
-    sigma_forces: Iterable[float] = ()
-    within: Iterable[float] = ()
-
-
 class Rule:
     """The rule of a campaign's settings.
 
     Args:
-        past: where a campaign goes on.
+        recent: largest force σ of the last trusted or flagged frames, eV/Å, oldest first.
     """
 
-    def __init__(self, settings: LabellingSettings, past: Past | None = None) -> None:
-        past = past or Past()
+    def __init__(self, settings: LabellingSettings, recent: Iterable[float] = ()) -> None:
         self._kind, self._value, self._every = settings.rule, settings.rule_value, settings.every
-        self._sigma_forces = deque(past.sigma_forces, maxlen=REMEMBERED)
-        self._within = deque(past.within, maxlen=WINDOW - 1)
+        self._recent = deque(recent, maxlen=REMEMBERED)
 
     @property
     def watches(self) -> bool:
         """Whether it is to be asked between two checks where the energy looks uncertain."""
         return self._kind == "tolerance" and not self._every
 
-    def reasons(self, seen: Assessment, sigma_force: float, trust: TrustSettings) -> Reasons:
+    def reasons(self, seen: Assessment, sigma_force: float, state: State) -> Reasons:
         """Return why a frame deserves a label, whenever it was: empty where it does not."""
         if self._kind == "tolerance":
-            return () if self._passes(seen, trust) else seen.reasons
+            return () if passes(seen, state) else seen.reasons
         limit = self._value
         if self._kind == "moving-average":
-            usual = float(np.mean(self._sigma_forces)) if self._sigma_forces else np.inf
-            limit = (1 + self._value) * usual
+            limit = (1 + self._value) * float(np.mean(self._recent)) if self._recent else np.inf
         return ("force",) if sigma_force > limit else ()
 
-    def at(self, step: int, seen: Assessment, sigma_force: float, trust: TrustSettings) -> Reasons:
+    def at(self, step: int, seen: Assessment, sigma_force: float, state: State) -> Reasons:
         """Return why the frame at `step` deserves a label, and remember it."""
-        found = self.asks(step, seen, sigma_force, trust)
+        found = self.asks(step, seen, sigma_force, state)
         if not self._every:
-            self._sigma_forces.append(sigma_force)
-        if not found:
-            self._within.append(seen.within)
+            self._recent.append(sigma_force)
         return found
 
-    def asks(
-        self, step: int, seen: Assessment, sigma_force: float, trust: TrustSettings
-    ) -> Reasons:
+    def asks(self, step: int, seen: Assessment, sigma_force: float, state: State) -> Reasons:
         """Return why the frame at `step` would be found to deserve a label."""
         if self._every:
             return ("periodic",) if step % self._every == 0 else ()
-        return self.reasons(seen, sigma_force, trust)
+        return self.reasons(seen, sigma_force, state)
 
-    def _passes(self, seen: Assessment, trust: TrustSettings) -> bool:
-        """Whether a frame that may break a tolerance is let pass."""
-        if trust.promise == "frame" or seen.within < LIKELIER_OUTSIDE:
-            return False
-        return float(np.mean([*self._within, seen.within])) >= trust.confidence
+
+def passes(seen: Assessment, state: State) -> bool:
+    """Return whether a frame needs no label for the run's sake, even if it may break a tolerance.
+
+    By the expected share of the last `core.campaign.state.WINDOW` frames without a label, this one
+    among them. False where the promise is for every frame.
+    """
+    trust = state.settings.trust
+    if trust.promise == "frame" or seen.within < LIKELIER_OUTSIDE:
+        return False
+    return float(np.mean([*state.within, seen.within])) >= trust.confidence

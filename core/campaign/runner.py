@@ -20,7 +20,7 @@ from core.campaign import loop
 from core.campaign import store as st
 from core.campaign.engine import Engine, Outcome
 from core.campaign.live import RATE_HZ, LiveFrame, LiveWriter
-from core.campaign.rules import REMEMBERED, WINDOW, Past
+from core.campaign.rules import REMEMBERED
 from core.campaign.state import LABELLED, State
 from core.contracts import Failure, Label
 from core.errors import CampaignError, LabelError
@@ -216,15 +216,7 @@ class Runner:
         if stored is not None:
             self.engine.load_dynamics(stored[1])
             self.engine.judged = st.read_last_frame(self.store.connection)
-            judged = ("trusted", "flagged")
-            self.engine.remember(
-                Past(
-                    sigma_forces=st.read_last(
-                        self.store.connection, "sigma_force", judged, REMEMBERED
-                    ),
-                    within=st.read_last(self.store.connection, "within", ("trusted",), WINDOW - 1),
-                )
-            )
+            self.engine.remember(st.read_sigma_forces(self.store.connection, REMEMBERED))
         if self.engine.dynamics.step != self.state.step:  # died between a rewind and its doing
             frame_id, step = self.state.anchor
             self._rewind(loop.Rewind(frame_id, step, fresh=step == 0))

@@ -11,11 +11,11 @@ import json
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -422,18 +422,10 @@ def read_last_frame(connection: sqlite3.Connection) -> Frame:
     return _frame_of(connection.execute("SELECT * FROM frames ORDER BY id DESC LIMIT 1").fetchone())
 
 
-def read_last(
-    connection: sqlite3.Connection,
-    column: Literal["sigma_force", "within"],
-    kinds: Sequence[str],
-    n: int,
-) -> list[float]:
-    """Return a number of the last n frames of these kinds, oldest first; those known only."""
-    marks = ",".join("?" * len(kinds))
+def read_sigma_forces(connection: sqlite3.Connection, n: int) -> list[float]:
+    """Return the largest force σ, eV/Å, of the last n frames of trusted weights, oldest first."""
     rows = connection.execute(
-        f"SELECT {column} FROM frames WHERE kind IN ({marks}) AND {column} IS NOT NULL "
-        "ORDER BY id DESC LIMIT ?",
-        (*kinds, n),
+        "SELECT sigma_force FROM frames WHERE kind != 'untrusted' ORDER BY id DESC LIMIT ?", (n,)
     ).fetchall()
     return [float(row[0]) for row in reversed(rows)]
 

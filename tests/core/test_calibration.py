@@ -102,6 +102,24 @@ def test_assessment_names_every_tolerance_that_may_break():
     assert calibration.assess(1e-4, 1.0, **no_force).trusted
 
 
+def test_all_chances_of_breaking_a_tolerance_are_taken_off_together():
+    calibration = Calibration()
+    for k in range(40):
+        calibration = calibration.update(0.5, 1.0 + 0.01 * k, 1.0 + 0.01 * k)
+    limits = {"energy_tolerance": 0.02, "confidence": 0.9}
+    only = calibration.assess(0.02, 0.1, force_tolerance=None, **limits)
+    assert only.within == pytest.approx(only.probability) and 0.5 < only.within < 0.95
+    force = calibration.force.probability_within(0.1, 0.13)
+    both = calibration.assess(0.02, 0.1, force_tolerance=0.13, **limits)
+    assert both.within == pytest.approx(only.probability + force - 1) and force < 1
+    stress = calibration.stress.probability_within(0.1, 0.13)
+    tensor = {"sigma_stress": 0.1, "stress_tolerance": 0.13}
+    three = calibration.assess(0.02, 0.1, force_tolerance=0.13, **limits, **tensor)
+    assert three.within == pytest.approx(both.within + stress - 1)
+    tensor["sigma_stress"] = math.nan  # asked for, but not known
+    assert calibration.assess(0.02, 0.1, force_tolerance=None, **limits, **tensor).within == 0
+
+
 def test_old_labels_are_forgotten_where_the_weights_keep_changing():
     energy, force = EnergyCalibration(memory=10.0), LargestCalibration(window=20)
     for z in [8.0] * 10 + [0.5] * 60:
