@@ -203,6 +203,18 @@ def reasons(query: Query) -> str:
     return f"{what[0].upper()}{what[1:]} may be off by more than the tolerance."
 
 
+def expected_within(state: State) -> str:
+    """Return the share of the last unlabelled frames that is expected within all tolerances."""
+    asked = f"<small>asked {100 * state.settings.trust.confidence:g}</small>"
+    if not state.within:
+        return f"– {asked}"
+    share = 100 * sum(state.within) / len(state.within)
+    return (
+        f'<span title="Of the last {len(state.within)} checks without a label, the share expected '
+        f'within all tolerances.">{share:.0f} % {asked}</span>'
+    )
+
+
 def decider(who: str) -> str:
     """Say who decided about a frame."""
     return {"threshold": "automatically", "model": "by the model"}.get(who, f"by {who}")

@@ -46,7 +46,7 @@ dd { margin: 0; font-size: 15px; font-weight: 550; line-height: 1.45; white-spac
   font-variant-numeric: tabular-nums; }
 dd small { color: var(--fw-muted); font-weight: 400; font-size: 13px; }
 .step { min-width: 116px; } .speed { min-width: 88px; } .age { min-width: 74px; }
-.labels { min-width: 84px; } .left { min-width: 82px; }
+.labels { min-width: 84px; } .within { min-width: 104px; } .left { min-width: 76px; }
 @media (max-width: 620px) {
   dl { display: grid; grid-template-columns: 1fr 1fr 1fr; gap: 10px 12px; }
   dl > div { min-width: 0; } }
@@ -150,6 +150,7 @@ def _figures(glance: Glance) -> str:
         "speed": ("Speed", f"{speed} <small>steps/s</small>"),
         "age": ("Last frame", wording.age(glance.age if state.started else None)),
         "labels": ("Labels bought", f"{bought}{share}"),
+        "within": ("Expected within", wording.expected_within(state)),
         "left": ("Time left", wording.duration(glance.seconds_left)),
     }  # fmt: skip
     return (

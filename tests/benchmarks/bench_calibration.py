@@ -2,8 +2,8 @@
 
     flywise bench calibration [--only WORD] [--list]
 
-The learner of a campaign learns 20 labels, which begin the calibration by being left out one at a
-time. Then frames of the same kind are scored as a campaign scores them, the weights staying, and
+The learner of a campaign, with the default posterior, learns 20 labels, which begin the calibration
+by being left out one at a time. Then frames of the same kind are scored as a campaign scores them, the weights staying, and
 the rest is held against the intervals: those for the energy by Student-t and by conformal ranks,
 that for the largest force error. Figures are means over random orders of the frames. Other frames
 (hotter ones, a bond torn) are judged after all of the same kind were scored; "warned" is the share
@@ -38,7 +38,6 @@ from core.uncertainty import LEVELS
 from core.units import KCAL_PER_MOL
 
 THREADS, LABELS, SEEDS = 1, 20, (1, 2, 3)
-POSTERIORS = ("linearised", "last-layer", "deep-ensemble")
 SCORED = (0, 10, 30, 100)
 """Frames of the same kind that were scored before."""
 FRAMES, OTHERS, ORDERS = 200, 100, 40
@@ -83,13 +82,13 @@ def others(system: str) -> dict[str, Callable[[], LabelSet]]:
     return SYSTEMS[system][2] if system == "3BPA" else {}
 
 
-def measure(system: str, kind: str, seed: int, folder: Path) -> dict[str, Any]:
+def measure(system: str, seed: int, folder: Path) -> dict[str, Any]:
     """Learn once; return errors and σ of all frames, and the calibration at the start."""
     source, train, _ = SYSTEMS[system]
     potential = fixed_data.foundation(source, folder, DTYPE)
     labels = fixed_data.drawn(train, LABELS, seed)
     posterior = make(
-        potential, PosteriorSettings(kind=kind), NOISE, energy_tolerance=0.5 * KCAL_PER_MOL,
+        potential, PosteriorSettings(), NOISE, energy_tolerance=0.5 * KCAL_PER_MOL,
         elements=sorted({int(z) for s in labels.structures for z in s.numbers}),
     )  # fmt: skip
     describer = fixed_data.foundation(source, folder, DTYPE)
@@ -171,15 +170,13 @@ def warned(data: dict[str, list[float]]) -> float:
     return float((np.array(data["novelty"]) > OUTSIDE).mean())
 
 
-def rows(system: str, kind: str, results: list[dict[str, Any]]) -> list[list[Any]]:
-    """Return the table's rows of one system and posterior, means over the draws."""
+def rows(system: str, results: list[dict[str, Any]]) -> list[list[Any]]:
+    """Return the table's rows of one system, means over the draws."""
 
     def row(title: str, n: int, shares: list[np.ndarray], warnings: list[float]) -> list[Any]:
         mean = 100 * np.mean(shares, axis=0)
         texts = [" / ".join(f"{v:.0f}" for v in line) for line in mean]
-        return [
-            system, kind, len(results), title, n, *texts, f"{100 * np.mean(warnings):.0f}"
-        ]  # fmt: skip
+        return [system, len(results), title, n, *texts, f"{100 * np.mean(warnings):.0f}"]
 
     out = []
     for n in SCORED:
@@ -203,20 +200,19 @@ def main() -> None:
     parser.add_argument("--list", action="store_true", help="Print what is there, measure nothing.")
     options = parser.parse_args()
     torch.set_num_threads(THREADS)
-    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    found: dict[str, list[dict[str, Any]]] = {}
     with tempfile.TemporaryDirectory() as work:
         for seed in SEEDS:
-            for kind in POSTERIORS:
-                for system in SYSTEMS:
-                    name = f"{system}-{kind}-{seed}".replace(", ", "-").replace(" ", "-")
-                    there = (RESULTS / "calibration" / f"{name}.json").exists()
-                    if there or (options.only in name and not options.list):
-                        run = partial(measure, system, kind, seed, Path(work) / "spice")
-                        found.setdefault((system, kind), []).append(cell("calibration", name, run))
-                        print(name, flush=True)
-    lines = [r for (system, kind), results in found.items() for r in rows(system, kind, results)]
+            for system in SYSTEMS:
+                name = f"{system}-{seed}".replace(", ", "-").replace(" ", "-")
+                there = (RESULTS / "calibration" / f"{name}.json").exists()
+                if there or (options.only in name and not options.list):
+                    run = partial(measure, system, seed, Path(work) / "spice")
+                    found.setdefault(system, []).append(cell("calibration", name, run))
+                    print(name, flush=True)
+    lines = [row for system, results in found.items() for row in rows(system, results)]
     columns = (
-        "system", "posterior", "draws", "frames", "scored before", "Student-t, %", "conformal, %",
+        "system", "draws", "frames", "scored before", "Student-t, %", "conformal, %",
         "largest force, %", "warned, %",
     )  # fmt: skip
     levels = " / ".join(f"{100 * level:.0f} %" for level in LEVELS)
