@@ -3,12 +3,12 @@
     flywise bench calibration [--only WORD] [--list]
 
 The learner of a campaign, with the default posterior, learns 20 labels, which begin the calibration
-by being left out one at a time. Then frames of the same kind are scored as a campaign scores them, the weights staying, and
-the rest is held against the intervals: those for the energy by Student-t and by conformal ranks,
-that for the largest force error. Figures are means over random orders of the frames. Other frames
-(hotter ones, a bond torn) are judged after all of the same kind were scored; "warned" is the share
-of frames that the program says lie outside what the labels cover. Cells are kept under
-`results/calibration`.
+by being left out one at a time. Then frames of the same kind are scored as a campaign scores them,
+the weights staying, and the rest is held against the intervals: those for the energy by Student-t
+and by conformal ranks, that for the largest force error. Figures are means over random orders of
+the frames. Other frames (hotter ones, a bond torn) are judged after all of the same kind were
+scored; "warned" is the share of frames that the program says lie outside what the labels cover.
+Cells are kept under `results/calibration`.
 """
 
 from __future__ import annotations

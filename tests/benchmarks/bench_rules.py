@@ -5,11 +5,12 @@
 Ethanol, the inversion of ammonia and the proton shared in malonaldehyde, target GFN2-xTB from the
 bundled GFN1-xTB model. The energy tolerance of each system is half the untuned model's error on a
 run of its own, fixed beforehand. The posterior, the start of trust and the checks are the same for
-all rules. Ours promise 95 % of the run's frames, or 95 % for each frame. A rival's parameter is chosen on *another* system: of the values tried, the one that asks
-for the fewest labels and keeps 95 % there, found by halving the range, on one seed. Its best value
-on the system itself is shown beside, the oracle's, on that seed. Every tenth step is audited. A
-campaign ends at the most labels it may ask for, whether or not its steps are done: "more than".
-Cells are kept under `results/rules`.
+all rules. Ours promise 95 % of the run's frames, or 95 % for each frame. A rival's parameter is
+chosen on *another* system: of the values tried, the one that asks for the fewest labels and keeps
+95 % there, found by halving the range, on one seed. Its best value on the system itself is shown
+beside, the oracle's, on that seed. Every tenth step is audited. A campaign ends at the most labels
+it may ask for, whether or not its steps are done: "more than". Cells are kept under
+`results/rules`.
 """
 
 from __future__ import annotations
