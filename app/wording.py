@@ -77,10 +77,13 @@ def roughly(seconds: float | None) -> str:
 
 
 def age(seconds: float | None) -> str:
-    """Return how long ago something was, in whole seconds, so that it does not flicker."""
+    """Return how long ago something was, in one whole unit, so that it does not flicker."""
     if seconds is None:
         return "–"
-    return "now" if seconds < 2 else f"{duration(math.floor(seconds))} ago"
+    if seconds < 2:
+        return "now"
+    size, unit = next((s, u) for s, u in ((3600, "h"), (60, "min"), (1, "s")) if seconds >= 2 * s)
+    return f"{math.floor(seconds / size)} {unit} ago"
 
 
 def kcal(energy: Any) -> Any:

@@ -210,7 +210,7 @@ class TrustSettings(_Section):
     )
     promise: Literal["run", "frame"] = Field(
         "run",
-        title="Confidence in",
+        title="Promised for",
         description="What the confidence is a probability of.",
         json_schema_extra=_live() | {"choices": PROMISES},
     )

@@ -39,7 +39,7 @@ _STATE_CSS = """
 """
 
 _FIGURES_CSS = """
-dl { display: flex; gap: 28px; margin: 0; flex-wrap: wrap; }
+dl { display: flex; gap: 24px; margin: 0; flex-wrap: wrap; }
 dl > div { min-width: 64px; }
 dt { color: var(--fw-muted); font-size: 12px; line-height: 1.4; }
 dd { margin: 0; font-size: 15px; font-weight: 550; line-height: 1.45; white-space: nowrap;

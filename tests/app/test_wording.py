@@ -81,3 +81,18 @@ def test_reasons_name_what_may_be_wrong():
     assert wording.reasons(query(reasons=("stress",))).startswith("The stress may be off")
     assert "offset" in wording.reasons(query(reasons=("initial",)))
     assert "within the tolerances" in wording.reasons(query(reasons=()))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(None, "–"), (1.9, "now"), (2, "2 s ago"), (119, "119 s ago"), (150, "2 min ago"),
+     (7199, "119 min ago"), (7300, "2 h ago")],
+)  # fmt: skip
+def test_how_long_ago_is_one_whole_number(seconds, text):
+    assert wording.age(seconds) == text
+
+
+def test_the_share_expected_within_stands_beside_what_was_asked():
+    assert wording.expected_within(State(SETTINGS, n_atoms=9)) == "– <small>asked 95</small>"
+    text = wording.expected_within(State(SETTINGS, n_atoms=9, within=(1.0, 0.9, 0.98)))
+    assert "96 % <small>asked 95</small>" in text and "last 3 checks" in text
