@@ -216,7 +216,7 @@ class TrustSettings(_Section):
     )
     calibration: Literal["student-t", "conformal"] = Field(
         "student-t",
-        title="Calibration of the energy",
+        title="Calibration",
         description="How errors of earlier labels correct the model's own σ.",
         json_schema_extra=_live() | {"choices": CALIBRATIONS},
     )

@@ -187,7 +187,8 @@ def judged(labels: Sequence[LabelRow], state: State) -> Judged:
     force_sigma = _column(row.sigma_force for row in scored)
     scale = _column(None if c is None else c.energy.scale for c in stood) * sigma
     freedom = _column(None if c is None else c.energy.degrees_of_freedom for c in stood)
-    factor = _column(None if c is None else c.force.factor(confidence) for c in stood)
+    method = state.settings.trust.calibration
+    factor = _column(None if c is None else c.force.factor(confidence, method) for c in stood)
     return Judged(
         query_id=np.array([q.id for q in queries], dtype=np.int64),
         step=np.array([q.step for q in queries], dtype=np.int64),
@@ -204,7 +205,10 @@ def judged(labels: Sequence[LabelRow], state: State) -> Judged:
         force_error=_column(row.force_ratio for row in scored) * force_sigma,
         force_bound=factor * force_sigma,
         factors=np.array(
-            [[np.nan if c is None else c.scores.factor(level) for level in LEVELS] for c in stood],
+            [
+                [np.nan if c is None else c.scores.factor(level, "conformal") for level in LEVELS]
+                for c in stood
+            ],
             dtype=float,
         ).reshape(len(scored), len(LEVELS)),
         confidence=confidence,

@@ -130,13 +130,14 @@ def scored(start: Calibration, data: dict[str, np.ndarray], order: np.ndarray) -
 
 
 def inside(known: Calibration, data: dict[str, np.ndarray]) -> np.ndarray:
-    """Return the shares within the intervals, (3, L): Student-t, conformal, largest force."""
+    """Return the shares within the intervals, (4, L): energy and largest force by both ways."""
     error, sigma = np.abs(data["energy"]), data["sigma_energy"]
     ones = [
         (
             error <= sigma * known.energy.interval(1.0, level),
-            error <= sigma * known.scores.factor(level),
+            error <= sigma * known.scores.factor(level, "conformal"),
             data["force"] <= data["sigma_force"] * known.force.factor(level),
+            data["force"] <= data["sigma_force"] * known.force.factor(level, "conformal"),
         )
         for level in LEVELS
     ]
@@ -144,7 +145,7 @@ def inside(known: Calibration, data: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def coverage(result: dict[str, Any], n: int) -> np.ndarray:
-    """Return the shares (3, L) of frames of the same kind, after n of them were scored."""
+    """Return the shares (4, L) of frames of the same kind, after n of them were scored."""
     start = calibration_from_dict(result["start"])
     frames = {k: np.array(v) for k, v in result["same"].items()}
     rng, found = np.random.default_rng(0), []
@@ -156,7 +157,7 @@ def coverage(result: dict[str, Any], n: int) -> np.ndarray:
 
 
 def elsewhere(result: dict[str, Any]) -> dict[str, np.ndarray]:
-    """Return the shares (3, L) for frames of another kind, after all of the same kind."""
+    """Return the shares (4, L) for frames of another kind, after all of the same kind."""
     frames = {k: np.array(v) for k, v in result["same"].items()}
     known = scored(calibration_from_dict(result["start"]), frames, np.arange(len(frames["energy"])))
     return {
@@ -212,11 +213,11 @@ def main() -> None:
                     print(name, flush=True)
     lines = [row for system, results in found.items() for row in rows(system, results)]
     columns = (
-        "system", "draws", "frames", "scored before", "Student-t, %", "conformal, %",
-        "largest force, %", "warned, %",
+        "system", "draws", "frames", "scored before", "energy, Student-t", "energy, conformal",
+        "largest force, Student-t", "largest force, conformal", "warned, %",
     )  # fmt: skip
     levels = " / ".join(f"{100 * level:.0f} %" for level in LEVELS)
-    print(table(f"{LABELS} labels: within the intervals of {levels}", columns, lines))
+    print(table(f"{LABELS} labels: % within the intervals of {levels}", columns, lines))
     print(machine(context(threads=THREADS, dtype=DTYPE, seeds=str(SEEDS), orders=ORDERS)))
 
 

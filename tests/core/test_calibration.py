@@ -38,7 +38,7 @@ def test_force_bound_is_infinite_until_two_labels_and_then_the_conformal_rank():
     assert calibration.update(1.0).bound(0.1, 0.95) == math.inf
     for ratio in range(1, 40):
         calibration = calibration.update(float(ratio))
-    assert calibration.factor(0.95) == pytest.approx(38.0)  # rank ⌈40·0.95⌉ of 39
+    assert calibration.factor(0.95, "conformal") == pytest.approx(38.0)  # rank ⌈40·0.95⌉ of 39
 
 
 @pytest.mark.parametrize("confidence", [0.68, 0.9, 0.95])
@@ -49,30 +49,46 @@ def test_conformal_bound_is_that_of_a_normalised_conformal_regressor(confidence,
         calibration = calibration.update(float(ratio))
     peer = ConformalRegressor().fit(ratios * sigmas, sigmas=sigmas)
     low, high = peer.predict_int(np.zeros(1), sigmas=np.array([0.3]), confidence=confidence)[0]
-    assert (-low, high) == pytest.approx((calibration.bound(0.3, confidence),) * 2)
+    assert (-low, high) == pytest.approx((calibration.bound(0.3, confidence, "conformal"),) * 2)
 
 
-def test_force_bound_covers_exchangeable_ratios(rng):
+@pytest.mark.parametrize("method", ["student-t", "conformal"])
+@pytest.mark.parametrize("n", [4, 15, 30])
+def test_force_bound_covers_exchangeable_ratios(method, n, rng):
     hits = []
-    for _ in range(300):
+    for _ in range(1000):
         calibration = LargestCalibration()
-        draws = rng.lognormal(0.0, 0.4, size=16)
+        draws = rng.lognormal(0.0, 0.4, size=n + 1)
         for ratio in draws[:-1]:
             calibration = calibration.update(ratio)
-        hits.append(draws[-1] < calibration.factor(0.9))
-    assert np.mean(hits) == pytest.approx(0.9, abs=0.05)
+        hits.append(draws[-1] < calibration.factor(0.9, method))
+    more = 1 / (n + 1) if method == "conformal" else 0.0  # ranks are whole numbers
+    assert 0.87 < np.mean(hits) < 0.93 + more
 
 
-def test_conformal_probability_and_bound_are_two_sides_of_one_rank(rng):
+def test_the_bound_of_few_labels_scatters_less_by_the_student_t(rng):
+    factors = []
+    for _ in range(200):
+        calibration = LargestCalibration(tuple(rng.normal(0.0, 0.3, size=30)))
+        factors.append([calibration.factor(0.95, m) for m in ("student-t", "conformal")])
+    by_t, by_ranks = np.std(factors, axis=0)
+    assert by_t < 0.7 * by_ranks
+
+
+@pytest.mark.parametrize("method", ["student-t", "conformal"])
+def test_probability_and_bound_are_two_sides_of_one_law(method, rng):
     calibration = LargestCalibration(window=60)
     for ratio in rng.lognormal(0.0, 0.4, size=60):
         calibration = calibration.update(float(ratio))
     for confidence in (0.6, 0.9, 0.95):
-        bound = calibration.bound(0.3, confidence)
-        assert calibration.probability_within(0.3, bound * (1 + 1e-9)) >= confidence
-        assert calibration.probability_within(0.3, bound * (1 - 1e-9)) < confidence
-    assert LargestCalibration((0.0,)).probability_within(1.0, 9.0) == 0
-    assert calibration.probability_within(1e-6, 1.0) > 0.999
+        bound = calibration.bound(0.3, confidence, method)
+        assert calibration.probability_within(0.3, bound * (1 + 1e-9), method) >= confidence
+        assert calibration.probability_within(0.3, bound * (1 - 1e-9), method) < confidence
+    assert LargestCalibration((0.0,)).probability_within(1.0, 9.0, method) == 0
+    assert calibration.probability_within(1e-6, 1.0, method) > 0.999
+    same = LargestCalibration((0.0, 0.0, 0.0))
+    assert same.probability_within(1.0, 0.9, method) == 0
+    assert same.probability_within(1.0, 1.1, method) >= 0.75
 
 
 @pytest.mark.parametrize("method", ["student-t", "conformal"])
