@@ -225,11 +225,11 @@ class Engine:
         return broken(d.structure, d.energy, d.forces, d.temperature_K, d.target_K, self.limits)
 
     def check(self, state: State, frame_id: int) -> tuple[Frame, ev.FrameChecked]:
-        """Judge the present frame, by few samples of its forces unless it is to be labelled."""
+        """Judge the present frame, by few samples of its forces unless these leave a doubt."""
         d, knowledge = self.dynamics, self.knowledge
         spread = self.learner.judge(knowledge, d.structure, quick=True)
         seen = self.learner.assess(knowledge, spread, state)
-        if state.trusted and self._rule.asks(d.step, seen, spread.sigma_force, state):
+        if state.trusted and self._rule.doubts(d.step, seen, spread.sigma_force, state):
             spread = self.learner.judge(knowledge, d.structure)
             seen = self.learner.assess(knowledge, spread, state)
         sigma_force = spread.sigma_force

@@ -60,6 +60,12 @@ class Rule:
             self._recent.append(sigma_force)
         return found
 
+    def doubts(self, step: int, seen: Assessment, sigma_force: float, state: State) -> bool:
+        """Return whether few samples of the forces are not enough to let the frame pass."""
+        if self.watches:
+            return bool(seen.reasons)
+        return bool(self.asks(step, seen, sigma_force, state))
+
     def asks(self, step: int, seen: Assessment, sigma_force: float, state: State) -> Reasons:
         """Return why the frame at `step` would be found to deserve a label."""
         if self._every:

@@ -62,6 +62,14 @@ def test_for_the_run_a_frame_passes_while_enough_are_expected_within():
     assert rule(within=[0.2] * 9, trust=RUN).at(1, SURE, 0.1) == ()  # no tolerance is at risk
 
 
+def test_a_frame_that_may_break_a_tolerance_is_doubted_even_if_it_passes():
+    passing = rule(within=[1.0] * WINDOW, trust=RUN)
+    assert passing.doubts(1, unsure(0.9), 0.1) and not passing.asks(1, unsure(0.9), 0.1)
+    assert not passing.doubts(1, SURE, 0.1)
+    fixed = rule(rule="sigma", rule_value=0.1)
+    assert fixed.doubts(1, SURE, 0.11) and not fixed.doubts(1, UNSURE, 0.09)
+
+
 def test_what_passed_counts_against_the_next_and_what_is_labelled_does_not():
     passing = rule(within=[1.0] * (WINDOW - 1), trust=RUN)
     asked = [bool(passing.at(i, unsure(0.6), 0.1)) for i in range(20)]
