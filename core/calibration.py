@@ -25,6 +25,8 @@ PRIOR_RATE = 10.0
 """λ ~ Gamma(shape, rate), e = λ^(-1/2) σ z: as published (arXiv 2507.13805)."""
 MEMORY = 30.0
 """Labels after which an energy score counts 1/e, where the weights keep changing."""
+RECENT = 10.0
+"""Labels after which the ratio of a largest error counts 1/e: σ shrinks faster than errors do."""
 NEUTRAL_RATE = PRIOR_SHAPE
 """Rate of a prior that expects σ to be right, for posteriors tested by leaving labels out."""
 
@@ -74,9 +76,10 @@ class EnergyCalibration:
 class LargestCalibration:
     """Bound on the largest error among a frame's atoms, or stress components.
 
-    `log_ratios` are log(max|Δ| / σ) of earlier labels, oldest first, at most `window`. With as few
-    as 20 to 30 of them the Student-t's bound scatters half as much as the conformal one, which is
-    then the largest ratio or the one after it; both are infinite below two labels.
+    `log_ratios` are log(max|Δ| / σ) of earlier labels, oldest first, at most `window`. The
+    Student-t is that of their weighted mean and variance, a ratio counting 1/e after `RECENT`
+    labels. Its bound scatters less than the conformal one, which is the largest or second largest
+    ratio with 20 to 40 of them. Both are infinite below two labels.
     """
 
     log_ratios: tuple[float, ...] = ()
@@ -98,8 +101,8 @@ class LargestCalibration:
         rank = math.ceil((n + 1) * confidence)
         if method == "conformal" and rank <= n:
             return float(math.exp(np.sort(self.log_ratios)[rank - 1]))
-        mean, spread = self._predictive()
-        return float(math.exp(mean + stats.t.ppf(confidence, n - 1) * spread))
+        mean, spread, freedom = self._predictive()
+        return float(math.exp(mean + stats.t.ppf(confidence, freedom) * spread))
 
     def bound(self, sigma: float, confidence: float, method: Method = "student-t") -> float:
         """Return the bound on the largest error, in the unit of σ."""
@@ -119,16 +122,21 @@ class LargestCalibration:
         rank = int((np.array(self.log_ratios) <= limit).sum())
         if method == "conformal" and rank < n:
             return rank / (n + 1)
-        mean, spread = self._predictive()
+        mean, spread, freedom = self._predictive()
         if spread == 0:
             return float(rank == n)
-        within = float(stats.t.cdf((limit - mean) / spread, n - 1))
+        within = float(stats.t.cdf((limit - mean) / spread, freedom))
         return max(rank / (n + 1), within) if method == "conformal" else within
 
-    def _predictive(self) -> tuple[float, float]:
-        """Return centre and scale of the Student-t of the next ratio's logarithm."""
+    def _predictive(self) -> tuple[float, float, float]:
+        """Return centre, scale and degrees of freedom of the next logarithm's Student-t."""
         logs = np.array(self.log_ratios)
-        return float(logs.mean()), float(logs.std(ddof=1)) * math.sqrt(1 + 1 / len(logs))
+        weights = np.exp(np.arange(1 - len(logs), 1) / RECENT)
+        total, squares = float(weights.sum()), float((weights**2).sum())
+        mean = float(weights @ logs) / total
+        variance = float(weights @ (logs - mean) ** 2) / (total - squares / total)
+        n = total**2 / squares
+        return mean, math.sqrt(variance * (1 + 1 / n)), n - 1
 
 
 @dataclass(frozen=True)

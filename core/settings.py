@@ -148,10 +148,10 @@ class DynamicsSettings(_Section):
 
 
 PROMISES: dict[str, Any] = {
-    "run": "That share of the run's frames stays within: a label where fewer of the last 50 checks "
-    "are expected to, or where a frame is more likely wrong than right. Fewest labels.",
-    "frame": "Every single frame does with that probability: a label wherever one may not. More "
-    "labels, and more frames within than asked for.",
+    "frame": "Every single frame stays within with that probability, so more of all frames do than "
+    "asked for. Take it unless labels are dear.",
+    "run": "That share of the run's frames does: a label only where fewer of the last 50 are "
+    "expected to, or a frame is likelier wrong than right. Fewer labels, and no margin.",
 }
 CALIBRATIONS: dict[str, Any] = {
     "student-t": "As published: works from the first labels on; take it unless errors have tails "
@@ -208,8 +208,8 @@ class TrustSettings(_Section):
         description="Wanted probability of staying within the tolerances.",
         json_schema_extra=_live(),
     )
-    promise: Literal["run", "frame"] = Field(
-        "run",
+    promise: Literal["frame", "run"] = Field(
+        "frame",
         title="Promised for",
         description="What the confidence is a probability of.",
         json_schema_extra=_live() | {"choices": PROMISES},

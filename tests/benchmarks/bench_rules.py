@@ -41,7 +41,7 @@ from core.units import KCAL_PER_MOL
 STEPS, SEEDS, TUNING_SEED = 5000, (1, 2, 3), 1
 PROMISE, MOST = 0.95, 120
 """The share of frames that has to be within both tolerances, and the most labels of a campaign."""
-PROMISES = ("run", "frame")
+PROMISES = ("frame", "run")
 GRIDS = {
     "sigma": (0.32, 0.16, 0.08, 0.04, 0.02),
     "moving-average": (1.2, 0.6, 0.3, 0.1, 0.03),
