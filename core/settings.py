@@ -156,8 +156,8 @@ PROMISES: dict[str, Any] = {
 CALIBRATIONS: dict[str, Any] = {
     "student-t": "In our study its 90 % bounds held 88 to 93 % of new energies, and of the largest "
     "forces 87 to 99 % after ten scored frames, 89 to 92 % after 30. Take it.",
-    "conformal": "By the ranks of earlier errors, with no law for them: 89 to 91 % of both after 30 "
-    "scored frames, of the largest forces 78 to 99 % after ten. Take it for long campaigns.",
+    "conformal": "By the ranks of earlier errors, with no law for them: 89 to 91 % of both after "
+    "30 scored frames, of the largest forces 78 to 99 % after ten. Take it for long campaigns.",
 }
 POSTERIORS: dict[str, Any] = {
     "linearised": "The default. In our study it ranks the largest force errors best, has σ right "
