@@ -97,7 +97,7 @@ SYSTEMS = {
     "ammonia": System(lambda: from_name("NH3"), 600.0, height, 0.12),
     "malonaldehyde": System(malonaldehyde, 500.0, shared, 0.35),
 }
-TUNED_ON = {"ethanol": "malonaldehyde", "ammonia": "ethanol", "malonaldehyde": "ethanol"}
+TUNED_ON = {"ethanol": "ammonia", "ammonia": "ethanol", "malonaldehyde": "ethanol"}
 
 
 def untuned(system: str) -> dict[str, float]:
