@@ -17,6 +17,8 @@ from playwright.sync_api import Page, sync_playwright
 
 from core import settings, worker
 from core.campaign import events as ev
+from core.campaign.quality import ENOUGH
+from core.campaign.state import State
 
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parents[1]
@@ -25,7 +27,7 @@ from conftest import CHROMIUM, FLAGS, served  # noqa: E402
 
 DESK, PHONE = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
 STEPS = 1500
-"""Steps before the campaign asks for decisions."""
+"""Fewest steps before the campaign asks for decisions."""
 COLOURS = 200
 
 
@@ -34,13 +36,19 @@ def campaign(home: Path) -> Path:
     directory = home / "campaigns" / "ethanol"
     directory.parent.mkdir(parents=True)
     worker.prepare(directory, settings.load(ROOT / "examples" / "ethanol.toml"))
-    worker.run_inline(directory, until=lambda state: state.step >= STEPS)
+    worker.run_inline(directory, until=_far_enough)
     ask = ev.ChangeSetting(path="labelling.mode", value="approve", who="Ada")
     stricter = ev.ChangeSetting(path="trust.force_tolerance", value=0.1, who="Ada")
     state = worker.run_inline(directory, [ask, stricter])
     if state.phase != "deciding":
         raise RuntimeError(f"the campaign ended {state.phase} before it asked for a decision")
     return directory
+
+
+def _far_enough(state: State) -> bool:
+    """Whether there is something to see: steps, and labels enough for the plots of calibration."""
+    first = state.settings.trust.initial_labels
+    return state.step >= STEPS and state.n_labels >= first + ENOUGH
 
 
 def save(page: Page, name: str, *, full: bool = False) -> None:

@@ -25,6 +25,8 @@ from core.campaign.state import (
 from core.errors import CampaignError, SettingsError
 from core.settings import live_paths
 
+_JUDGED_BY = ("trust.energy_tolerance", "trust.force_tolerance", "trust.calibration")
+"""Settings after whose change frames judged before count no more."""
 MAX_ATTEMPTS = 5
 """Rewinds of one segment before the campaign pauses."""
 MAX_FAILURES = 3
@@ -270,7 +272,8 @@ def _change_setting(state: State, event: ev.ChangeSetting) -> Step:
         settings = state.settings.with_value(event.path, event.value)
     except SettingsError as error:
         raise CommandRefusedError(str(error)) from error
-    return replace(state, settings=settings, proposal=()), (Reconfigure(),)
+    within = () if event.path in _JUDGED_BY else state.within
+    return replace(state, settings=settings, proposal=(), within=within), (Reconfigure(),)
 
 
 def _with_status(state: State, ids: tuple[int, ...], *accepted: Status) -> tuple[int, ...]:

@@ -62,6 +62,15 @@ def test_for_the_run_a_frame_passes_while_enough_are_expected_within():
     assert rule(within=[0.2] * 9, trust=RUN).at(1, SURE, 0.1) == ()  # no tolerance is at risk
 
 
+def test_what_passed_by_other_tolerances_counts_no_more():
+    passing = rule(within=[1.0] * 9, trust=RUN)
+    for path, value, counts in (
+        ("trust.confidence", 0.9, 9), ("trust.force_tolerance", 0.1, 0),
+    ):  # fmt: skip
+        passing.state, _ = advance(passing.state, ev.ChangeSetting(path=path, value=value))
+        assert len(passing.state.within) == counts
+
+
 def test_a_frame_that_may_break_a_tolerance_is_doubted_even_if_it_passes():
     passing = rule(within=[1.0] * WINDOW, trust=RUN)
     assert passing.doubts(1, unsure(0.9), 0.1) and not passing.asks(1, unsure(0.9), 0.1)
