@@ -147,12 +147,6 @@ class DynamicsSettings(_Section):
     )
 
 
-PROMISES: dict[str, Any] = {
-    "frame": "Every single frame stays within with that probability, so more of all frames do than "
-    "asked for. Take it unless labels are dear.",
-    "run": "That share of the run's frames does: a label only where fewer of the last 50 are "
-    "expected to, or a frame is likelier wrong than right. Fewer labels, and no margin.",
-}
 CALIBRATIONS: dict[str, Any] = {
     "student-t": "In our study its 90 % bounds held 88 to 93 % of new energies, and of the largest "
     "forces 87 to 99 % after ten scored frames, 89 to 92 % after 30. Take it.",
@@ -207,12 +201,6 @@ class TrustSettings(_Section):
         title="Confidence",
         description="Wanted probability of staying within the tolerances.",
         json_schema_extra=_live(),
-    )
-    promise: Literal["frame", "run"] = Field(
-        "frame",
-        title="Promised for",
-        description="What the confidence is a probability of.",
-        json_schema_extra=_live() | {"choices": PROMISES},
     )
     calibration: Literal["student-t", "conformal"] = Field(
         "student-t",

@@ -117,10 +117,7 @@ class Calibration(pn.viewable.Viewer):
             self._judge()
         if glance.at - self._looked >= FRAMES_S:
             self._look(glance)
-        promise = state.settings.trust.promise
-        asked = (
-            kcal(state.energy_tolerance), state.force_tolerance, promise, self._cost, self._frame_id
-        )  # fmt: skip
+        asked = (kcal(state.energy_tolerance), state.force_tolerance, self._cost, self._frame_id)
         if asked != self._asked:
             moved, self._asked = asked[:1] != self._asked[:1], asked
             self._ask(moved)
@@ -167,8 +164,8 @@ class Calibration(pn.viewable.Viewer):
 
     def _tell(self) -> None:
         frames = 0 if self._trace is None else len(self._trace)
-        in_force, force, promise = self._asked[:3] if self._asked else (None, None, "frame")
-        self._head.object = _whatif_head(frames, force, promise)
+        in_force, force = self._asked[:2] if self._asked else (None, None)
+        self._head.object = _whatif_head(frames, force)
         self._told.object = told(self._curve, self._slider.value, in_force)
 
     def paint(self, palette: theme.Palette) -> None:
@@ -283,9 +280,8 @@ _RELIABILITY_HEAD = (
 )
 
 
-def _whatif_head(frames: int, force: float | None, promise: str) -> str:
+def _whatif_head(frames: int, force: float | None) -> str:
     kept = "" if force is None else f", force {wording.figures(force)} eV/Å"
-    kept += ", promised for each frame" if promise == "run" else ""
     seen = (
         f"on {wording.count(frames)} recorded frame{'s' * (frames != 1)}{kept}, the model unchanged"
     )

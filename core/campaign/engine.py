@@ -225,17 +225,17 @@ class Engine:
         return broken(d.structure, d.energy, d.forces, d.temperature_K, d.target_K, self.limits)
 
     def check(self, state: State, frame_id: int) -> tuple[Frame, ev.FrameChecked]:
-        """Judge the present frame, by few samples of its forces unless these leave a doubt."""
+        """Judge the present frame, by few samples of its forces unless it is to be labelled."""
         d, knowledge = self.dynamics, self.knowledge
         spread = self.learner.judge(knowledge, d.structure, quick=True)
         seen = self.learner.assess(knowledge, spread, state)
-        if state.trusted and self._rule.doubts(d.step, seen, spread.sigma_force, state):
+        if state.trusted and self._rule.asks(d.step, seen, spread.sigma_force):
             spread = self.learner.judge(knowledge, d.structure)
             seen = self.learner.assess(knowledge, spread, state)
         sigma_force = spread.sigma_force
         reasons: tuple[str, ...] = ("initial",)
         if state.trusted:
-            reasons = self._rule.at(d.step, seen, sigma_force, state)
+            reasons = self._rule.at(d.step, seen, sigma_force)
         kind = "untrusted" if not state.trusted else "flagged" if reasons else "trusted"
         (features,) = self.learner.describe([d.structure])
         novelty = self.learner.novelty(knowledge, d.structure.numbers, features)
@@ -492,7 +492,7 @@ class Engine:
         novelty = self.learner.novelty(self.knowledge, structure.numbers, features)
         return ev.Rescored(
             query_id=query_id, 
-            reasons=self._rule.reasons(seen, sigma_force, state),
+            reasons=self._rule.reasons(seen, sigma_force),
             sigma_energy=float(spread.sigma_energy), sigma_force=sigma_force,
             probability=float(seen.probability),
             energy_bound=float(seen.energy_bound), force_bound=float(seen.force_bound),

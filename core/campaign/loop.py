@@ -415,7 +415,7 @@ def _frame_checked(state: State, event: ev.FrameChecked) -> Step:
         attempts = 0 if event.step > state.broken_step else state.attempts
         within = state.within
         if event.within is not None:
-            within = (*within, event.within)[1 - WINDOW :]
+            within = (*within, event.within)[-WINDOW:]
         return replace(state, anchor=here, attempts=attempts, within=within), ()
     query = Query(
         id=len(state.queue) + 1, step=event.step, frame_id=event.frame_id, key=event.key,

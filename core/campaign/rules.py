@@ -1,9 +1,5 @@
 """When a judged frame deserves a label: by the tolerances, or by a rule of others to compare with.
 
-By the tolerances a frame does where one may be broken. Where the promise is for the run as a whole
-and not for every frame, such a frame is let pass while enough of the last ones are expected to be
-within all tolerances, itself among them, unless it is more likely outside than within.
-
 The others look at raw σ and know no error: a fixed threshold, or a multiple of the running mean
 (aims-PAX, arXiv 2508.12888). They are for studies of how many labels a promise takes.
 """
@@ -16,14 +12,10 @@ from collections.abc import Iterable
 import numpy as np
 
 from core.calibration import Assessment
-from core.campaign.state import State
 from core.settings import LabellingSettings
 
 REMEMBERED = 400
 """Frames that the running mean is taken of."""
-LIKELIER_OUTSIDE = 0.5
-"""Probability of being within all tolerances below which a frame is never let pass."""
-
 Reasons = tuple[str, ...]
 """Any of "energy", "force", "stress", "periodic"."""
 
@@ -44,42 +36,24 @@ class Rule:
         """Whether it is to be asked between two checks where the energy looks uncertain."""
         return self._kind == "tolerance" and not self._every
 
-    def reasons(self, seen: Assessment, sigma_force: float, state: State) -> Reasons:
+    def reasons(self, seen: Assessment, sigma_force: float) -> Reasons:
         """Return why a frame deserves a label, whenever it was: empty where it does not."""
         if self._kind == "tolerance":
-            return () if passes(seen, state) else seen.reasons
+            return seen.reasons
         limit = self._value
         if self._kind == "moving-average":
             limit = (1 + self._value) * float(np.mean(self._recent)) if self._recent else np.inf
         return ("force",) if sigma_force > limit else ()
 
-    def at(self, step: int, seen: Assessment, sigma_force: float, state: State) -> Reasons:
+    def at(self, step: int, seen: Assessment, sigma_force: float) -> Reasons:
         """Return why the frame at `step` deserves a label, and remember it."""
-        found = self.asks(step, seen, sigma_force, state)
+        found = self.asks(step, seen, sigma_force)
         if not self._every:
             self._recent.append(sigma_force)
         return found
 
-    def doubts(self, step: int, seen: Assessment, sigma_force: float, state: State) -> bool:
-        """Return whether few samples of the forces are not enough to let the frame pass."""
-        if self.watches:
-            return bool(seen.reasons)
-        return bool(self.asks(step, seen, sigma_force, state))
-
-    def asks(self, step: int, seen: Assessment, sigma_force: float, state: State) -> Reasons:
+    def asks(self, step: int, seen: Assessment, sigma_force: float) -> Reasons:
         """Return why the frame at `step` would be found to deserve a label."""
         if self._every:
             return ("periodic",) if step % self._every == 0 else ()
-        return self.reasons(seen, sigma_force, state)
-
-
-def passes(seen: Assessment, state: State) -> bool:
-    """Return whether a frame needs no label for the run's sake, even if it may break a tolerance.
-
-    By the expected share of the last `core.campaign.state.WINDOW` frames without a label, this one
-    among them. False where the promise is for every frame.
-    """
-    trust = state.settings.trust
-    if trust.promise == "frame" or seen.within < LIKELIER_OUTSIDE:
-        return False
-    return float(np.mean([*state.within, seen.within])) >= trust.confidence
+        return self.reasons(seen, sigma_force)

@@ -38,7 +38,7 @@ POOL_FACTOR = 2
 
 
 WINDOW = 50
-"""Frames without a label of which the share promised for a run has to be expected within."""
+"""Frames without a label of which the share is shown that is expected within all tolerances."""
 OUTSIDE = 1.25
 """Novelty beyond which a bound is not to be relied on. Frames of the labels' own distribution reach
 about 1.1 (ethanol at 300 K, 8 to 60 labels); an O-H bond stretched by 0.3 Å has 2."""
@@ -110,8 +110,7 @@ class State:
         anchor: (frame id, step) the dynamics rewind to. here: (frame id, step) of the last frame.
         broken_step, attempts: rewinds of the present segment.
         novelty: of the last frame judged, None before there are labels.
-        within: P(all errors within their tolerances) of the last frames without a label, one less
-            than `WINDOW` of them.
+        within: P(all errors within their tolerances) of the last `WINDOW` frames without a label.
     """
 
     settings: Settings

@@ -143,8 +143,6 @@ def curve(
     flagged; expected are the sum of the calibrated probabilities, to about 1 %. Every flagged frame
     counts as labelled, one after the other.
 
-    This is for a promise for every frame; under one for the run fewer are flagged.
-
     Ignored: that a label changes the model. With more labels than were bought the later frames
     would have been surer and fewer of them flagged; with fewer labels the opposite, and the
     trajectory would have been another. Misses of the force are not counted. Far from the tolerance

@@ -11,41 +11,16 @@ from core.campaign import events as ev
 from core.campaign.learner import Learner
 from core.campaign.loop import advance
 from core.campaign.reader import CampaignReader
-from core.campaign.rules import LIKELIER_OUTSIDE, REMEMBERED, Rule
+from core.campaign.rules import REMEMBERED, Rule
 from core.campaign.state import WINDOW, State
-from core.settings import LabellingSettings, Settings, StructureSettings, TrustSettings
+from core.settings import LabellingSettings, Settings, StructureSettings
 
 SURE = Assessment(0.99, 0.01, 0.05, (), within=0.99)
 UNSURE = Assessment(0.4, 0.05, 0.2, ("energy",), within=0.4)
-EACH, RUN = TrustSettings(promise="frame"), TrustSettings(promise="run", confidence=0.95)
 
 
-class Asked:
-    """A rule that is asked in the state of a campaign, which takes up what passes."""
-
-    def __init__(self, rule, state):
-        self.rule, self.state, self.watches = rule, state, rule.watches
-
-    def __getattr__(self, name):
-        return lambda *given: getattr(self.rule, name)(*given, self.state)
-
-    def at(self, step, seen, sigma_force):
-        found = self.rule.at(step, seen, sigma_force, self.state)
-        checked = ev.FrameChecked(
-            frame_id=step, step=step, key="", snapshot=1, reasons=found, within=seen.within
-        )
-        self.state, _ = advance(self.state, checked)
-        return found
-
-
-def rule(recent=(), within=(), trust=EACH, **given):
-    settings = Settings(structure=StructureSettings(smiles="C"), trust=trust)
-    state = State(settings, n_atoms=5, started=True, trusted=True, within=tuple(within))
-    return Asked(Rule(LabellingSettings(**given), recent), state)
-
-
-def unsure(within):
-    return Assessment(0.99, 0.01, 0.2, ("force",), within=within)
+def rule(recent=(), **given):
+    return Rule(LabellingSettings(**given), recent)
 
 
 def test_by_tolerance_the_assessment_decides():
@@ -53,43 +28,26 @@ def test_by_tolerance_the_assessment_decides():
     assert rule().watches and not rule(rule="sigma").watches and not rule(every=5).watches
 
 
-def test_for_the_run_a_frame_passes_while_enough_are_expected_within():
-    sure = [0.99] * 9
-    assert rule(within=sure, trust=RUN).at(1, unsure(0.6), 0.1) == ()  # (8.91 + 0.6)/10 = 0.951
-    assert rule(within=sure, trust=RUN).at(1, unsure(0.58), 0.1) == ("force",)  # 0.949
-    assert rule(within=sure, trust=EACH).at(1, unsure(0.6), 0.1) == ("force",)
-    assert rule(trust=RUN).at(1, unsure(0.94), 0.1) == ("force",)  # nothing to make up for it
-    assert rule(within=[0.2] * 9, trust=RUN).at(1, SURE, 0.1) == ()  # no tolerance is at risk
+def test_the_share_expected_within_is_of_the_last_frames_without_a_label():
+    settings = Settings(structure=StructureSettings(smiles="C"))
+    state = State(settings, n_atoms=5, started=True, trusted=True)
 
+    def checked(within, reasons=()):
+        return ev.FrameChecked(
+            frame_id=1, step=1, key="", snapshot=1, reasons=reasons, within=within
+        )
 
-def test_what_passed_by_other_tolerances_counts_no_more():
-    passing = rule(within=[1.0] * 9, trust=RUN)
+    for event in (checked(0.9), checked(0.2, ("force",)), checked(None), checked(0.8)):
+        state, _ = advance(state, event)
+    assert state.within == (0.9, 0.8)
     for path, value, counts in (
-        ("trust.confidence", 0.9, 9), ("trust.force_tolerance", 0.1, 0),
+        ("trust.confidence", 0.9, 2), ("trust.force_tolerance", 0.1, 0),
     ):  # fmt: skip
-        passing.state, _ = advance(passing.state, ev.ChangeSetting(path=path, value=value))
-        assert len(passing.state.within) == counts
-
-
-def test_a_frame_that_may_break_a_tolerance_is_doubted_even_if_it_passes():
-    passing = rule(within=[1.0] * WINDOW, trust=RUN)
-    assert passing.doubts(1, unsure(0.9), 0.1) and not passing.asks(1, unsure(0.9), 0.1)
-    assert not passing.doubts(1, SURE, 0.1)
-    fixed = rule(rule="sigma", rule_value=0.1)
-    assert fixed.doubts(1, SURE, 0.11) and not fixed.doubts(1, UNSURE, 0.09)
-
-
-def test_what_passed_counts_against_the_next_and_what_is_labelled_does_not():
-    passing = rule(within=[1.0] * (WINDOW - 1), trust=RUN)
-    asked = [bool(passing.at(i, unsure(0.6), 0.1)) for i in range(20)]
-    assert asked == [False] * 6 + [True] * 14  # six misses of 0.4 are 2.4 of 50, seven 2.8
-    assert not passing.asks(21, SURE, 0.1)
-
-
-def test_what_is_likelier_wrong_than_right_never_passes():
-    passing = rule(within=[1.0] * WINDOW, trust=RUN)
-    assert passing.asks(1, unsure(LIKELIER_OUTSIDE - 0.01), 0.1) == ("force",)
-    assert passing.asks(1, unsure(LIKELIER_OUTSIDE + 0.01), 0.1) == ()
+        state, _ = advance(state, ev.ChangeSetting(path=path, value=value))
+        assert len(state.within) == counts, path
+    for _ in range(WINDOW + 5):
+        state, _ = advance(state, checked(0.99))
+    assert state.within == (0.99,) * WINDOW
 
 
 def test_every_nth_step_whatever_the_model_says():
