@@ -28,6 +28,8 @@ from conftest import CHROMIUM, FLAGS, served  # noqa: E402
 DESK, PHONE = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
 STEPS = 1500
 """Fewest steps before the campaign asks for decisions."""
+FORCES = 0.12
+"""Tolerance at first, eV/Å: narrow enough for labels that the plots of calibration need."""
 COLOURS = 200
 
 
@@ -35,7 +37,8 @@ def campaign(home: Path) -> Path:
     """Run the ethanol demo until a frame waits for a person; return its directory."""
     directory = home / "campaigns" / "ethanol"
     directory.parent.mkdir(parents=True)
-    worker.prepare(directory, settings.load(ROOT / "examples" / "ethanol.toml"))
+    given = settings.load(ROOT / "examples" / "ethanol.toml")
+    worker.prepare(directory, given.with_value("trust.force_tolerance", FORCES))
     worker.run_inline(directory, until=_far_enough)
     ask = ev.ChangeSetting(path="labelling.mode", value="approve", who="Ada")
     stricter = ev.ChangeSetting(path="trust.force_tolerance", value=0.1, who="Ada")
