@@ -35,10 +35,10 @@ STEPS = np.linspace(0.1, 4.0, 79)
 """Tolerances of the what-if, as multiples of the one in force."""
 
 _CSS = """
-:host { display: grid !important; grid-template-rows: minmax(min-content, 1fr) auto auto; gap: 8px;
+:host { display: grid !important; gap: 8px;
+  grid-template-rows: minmax(min-content, 1fr) max-content max-content;
   padding: 12px 16px 12px; overflow-y: auto !important; }
-.plots, .table, .whatif { width: auto; margin: 0; }
-.plots { height: auto; }
+.plots, .table, .whatif { width: auto; height: auto; margin: 0; }
 """
 _PLOTS_CSS = """
 :host { display: grid !important; grid-template-columns: repeat(auto-fit, minmax(220px, 1fr));
