@@ -491,8 +491,7 @@ class Engine:
         (features,) = self.learner.describe([structure])
         novelty = self.learner.novelty(self.knowledge, structure.numbers, features)
         return ev.Rescored(
-            query_id=query_id, 
-            reasons=self._rule.reasons(seen, sigma_force),
+            query_id=query_id, reasons=self._rule.reasons(seen, sigma_force),
             sigma_energy=float(spread.sigma_energy), sigma_force=sigma_force,
             probability=float(seen.probability),
             energy_bound=float(seen.energy_bound), force_bound=float(seen.force_bound),

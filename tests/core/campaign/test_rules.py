@@ -8,9 +8,11 @@ import pytest
 from core import worker
 from core.calibration import Assessment
 from core.campaign import events as ev
+from core.campaign.export import frame_text
 from core.campaign.learner import Learner
 from core.campaign.loop import advance
 from core.campaign.reader import CampaignReader
+from core.campaign.report import summary
 from core.campaign.rules import REMEMBERED, Rule
 from core.campaign.state import WINDOW, State
 from core.settings import LabellingSettings, Settings, StructureSettings
@@ -48,6 +50,17 @@ def test_the_share_expected_within_is_of_the_last_frames_without_a_label():
     for _ in range(WINDOW + 5):
         state, _ = advance(state, checked(0.99))
     assert state.within == (0.99,) * WINDOW
+
+
+def test_the_share_expected_within_is_kept_reported_and_exported(finished):
+    with CampaignReader(finished) as reader:
+        rows, state, told = reader.frames_since(1), reader.state(), summary(reader)
+        text = frame_text(reader.structure, reader.frame(int(rows["id"][-1])), None, None)
+    within = rows["within"][(rows["kind"] == "trusted") & (rows["rewound"] == 0)]
+    assert len(within) and ((within > 0) & (within <= 1)).all()
+    assert state.within == tuple(within[-WINDOW:])
+    assert told["expected_within"] == pytest.approx(within.mean())
+    assert "within=" in text
 
 
 def test_every_nth_step_whatever_the_model_says():
