@@ -178,7 +178,7 @@ def _deciding(state: State) -> Status:
     if failed := state.ids("failed"):
         return Status("Your turn", f"{_frames(len(failed))} could not be labelled.", "ask")
     if state.proposing:
-        return Status("Choosing a batch", "Picking frames that differ from one another.", "busy")
+        return Status("Choosing a batch", "Picking the frames that tell most together.", "busy")
     n = len(state.proposal or state.ids("waiting"))
     return Status(
         "Your turn", f"{_frames(n)} {'waits' if n == 1 else 'wait'} for a decision.", "ask"

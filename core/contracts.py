@@ -402,6 +402,14 @@ class Posterior(Protocol):
         """Return σ of the total energy, eV, from its `changes` along the directions watched."""
         ...
 
+    def unknown(self, state: Any, structures: Sequence[Structure]) -> list[Array] | None:
+        """Rows (R, D) of each structure: what a label of it would tell, given all labels.
+
+        Inner products are the covariance of energy, forces and stress in units of their noise, the
+        energy's row first. None where the posterior has no such covariance.
+        """
+        ...
+
     def leave_one_out(
         self, state: Any, labels: LabelSet
     ) -> tuple[Array, Array, Array, Array] | None:

@@ -387,6 +387,12 @@ class LabellingSettings(_Section):
         8, ge=1, le=1000, description="Frames proposed at once.",
         json_schema_extra=_live() | _only(mode="batch"),
     )  # fmt: skip
+    batch_by: Literal["joint", "sigma"] = Field(
+        "joint", title="Batch by",
+        description="joint: each frame adds to what those before it tell of energies and forces; "
+        "for comparison, sigma: those of the largest force σ.",
+        json_schema_extra=_only(mode="batch"),
+    )  # fmt: skip
     rule: Literal["tolerance", "sigma", "moving-average"] = Field(
         "tolerance", title="Flag by",
         description="tolerance: where an error may exceed one; for comparison, sigma: where the "

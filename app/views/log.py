@@ -330,7 +330,7 @@ _SENTENCES: dict[type[ev.Event], Callable[[Any, Names], str]] = {
     ev.ApplyThreshold: lambda e, frames: (
         f"Waiting frames less than {100 * e.probability:g} % likely approved, the others rejected."
     ),
-    ev.ProposeBatch: lambda e, frames: "A diverse batch asked for.",
+    ev.ProposeBatch: lambda e, frames: "A batch asked for.",
     ev.Undo: lambda e, frames: "The last decision was taken back.",
     ev.WorkerStarted: lambda e, frames: f"The engine started (process {e.pid}). {e.device}".strip(),
     ev.WorkerFailed: lambda e, frames: f"The engine stopped by an error: {_last_line(e.traceback)}",

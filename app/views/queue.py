@@ -65,7 +65,10 @@ small { color: var(--fw-muted); font-size: 12px; }
 """
 
 _FIRST = "Their labels set the energy offset and the calibration: trust begins here."
-_BATCH = "Chosen to differ from one another."
+_BATCH = {
+    "joint": "Each was chosen for what it adds to the labels and to those before it.",
+    "sigma": "Those of the largest force σ, as the settings ask for.",
+}
 
 
 class Queue(pn.viewable.Viewer):
@@ -385,7 +388,8 @@ def _page(glance: Glance, ids: tuple[int, ...], query: Query | None, near: str) 
 
 def _group(glance: Glance, query: Query, n: int) -> str:
     first = "initial" in query.reasons
-    title, why = ("The first frames", _FIRST) if first else ("A diverse batch", _BATCH)
+    by = glance.state.settings.labelling.batch_by
+    title, why = ("The first frames", _FIRST) if first else ("A batch", _BATCH[by])
     price = [("Cost together", wording.cost(glance, n))]
     return f"<h2>{title}<span>{n} frames</span></h2><p>{why}</p>" + _table(price)
 

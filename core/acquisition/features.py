@@ -19,9 +19,12 @@ import numpy as np
 import torch
 
 from core.contracts import Potential
+from core.parallel import side_by_side
 from core.structures import Structure
 
 Kind = Literal["activation", "ntk", "force-ntk", "joint"]
+TOGETHER = 8
+"""Structures whose derivatives are taken side by side."""
 KINDS: tuple[Kind, ...] = ("activation", "ntk", "force-ntk", "joint")
 
 
@@ -90,8 +93,8 @@ class Features:
                 pooled = atoms.mean(axis=0) if self.recipe.pooling == "mean" else atoms.sum(axis=0)
                 yield pooled[None].astype(float)
             return
-        for structure in structures:
-            yield self._tangents(structure)
+        for start in range(0, len(structures), TOGETHER):
+            yield from side_by_side(self._tangents, structures[start : start + TOGETHER])
 
     def _activations(self, structures: Sequence[Structure]) -> tuple[np.ndarray, ...]:
         found = self._potential.predict(structures, forces=False, features=True).features

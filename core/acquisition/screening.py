@@ -77,18 +77,22 @@ class Shortlist:
     Args:
         rows: of each candidate (R, D), in units of the noise. has_energy: whether the first row
             is the energy's, the others forces'. train: rows (T, D) already observed, in parts.
+        prior_std: prior spread of what the rows are multiplied with.
     """
 
     def __init__(
-        self, rows: Sequence[np.ndarray], *, has_energy: bool, train: Iterable[np.ndarray] = ()
-    ) -> None:
+        self, rows: Sequence[np.ndarray], *, has_energy: bool, train: Iterable[np.ndarray] = (),
+        prior_std: float = PRIOR_STD,
+    ) -> None:  # fmt: skip
         self._ends = np.cumsum([0, *(len(r) for r in rows)])
         width = rows[0].shape[1] if rows else 0
-        self._rows = np.concatenate([np.zeros((0, width)), *rows]).astype(np.float32) * PRIOR_STD
+        self._rows = np.empty((int(self._ends[-1]), width), dtype=np.float32)
+        for part, start in zip(rows, self._ends[:-1], strict=True):
+            self._rows[start : start + len(part)] = part * np.float32(prior_std)
         self._has_energy = has_energy
         precision = np.eye(width)
         for part in train:
-            scaled = np.asarray(part, dtype=float) * PRIOR_STD
+            scaled = np.asarray(part, dtype=float) * prior_std
             precision += scaled.T @ scaled
         self._covariance = linalg.inv(precision) if width else precision
         self._variance = np.concatenate([np.zeros(0), *(self._of(part) for part in self._parts())])

@@ -20,7 +20,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from core.acquisition.selection import max_determinant
+from core.acquisition.selection import top
 from core.assets import cache
 from core.campaign import canary
 from core.campaign import events as ev
@@ -499,9 +499,18 @@ class Engine:
             novelty=_known(novelty),
         )  # fmt: skip
 
-    def select(self, structures: Sequence[Structure], n: int) -> list[int]:
-        """Return the indices of `n` diverse structures."""
-        return max_determinant(self.learner.covariance(self.knowledge, structures), n)
+    def select(
+        self, structures: Sequence[Structure], sigma_forces: Sequence[float], n: int
+    ) -> list[int]:
+        """Return the indices of `n` structures as the settings ask for: a batch.
+
+        Args:
+            sigma_forces: (S,) σ of the largest force of each by the weights in force, eV/Å.
+        """
+        if self._labelling.batch_by == "sigma":
+            return top(np.asarray(sigma_forces), n)
+        with _threads(self._learning_threads):
+            return self.learner.choose(self.knowledge, structures, n)
 
     @property
     def energy(self) -> float:

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 
 from core.acquisition.coverage import Coverage
+from core.acquisition.screening import ACTIVATION_NOISE, Activations, Shortlist
+from core.acquisition.selection import greedy_determinant
 from core.calibration import (
     MEMORY,
     NEUTRAL_RATE,
@@ -27,6 +29,9 @@ from core.campaign.state import State
 from core.contracts import Info, LabelSet, Potential, Spread
 from core.finetuning.e0 import Offset, constant_offset
 from core.structures import Structure
+
+MOST_ROWS = 1500
+"""Numbers of candidates whose joint covariance a batch is chosen by: 10 to 20 s on one core."""
 
 
 @dataclass(frozen=True)
@@ -233,13 +238,16 @@ class Learner:
             return math.nan
         labelled = frozenset(label.query_id for label in knowledge.labels)
         if self._coverage is None or self._coverage[0] != labelled:
-            missing = [la for la in knowledge.labels if la.query_id not in self._described]
-            found = self.describe([label.structure for label in missing])
-            self._described |= {la.query_id: f for la, f in zip(missing, found, strict=True)}
-            known = [self._described[label.query_id] for label in knowledge.labels]
             each = [label.structure.numbers for label in knowledge.labels]
-            self._coverage = labelled, Coverage(each, known)
+            self._coverage = labelled, Coverage(each, self._labels_described(knowledge))
         return self._coverage[1].novelty(numbers, features)
+
+    def _labels_described(self, knowledge: Knowledge) -> list[np.ndarray]:
+        """Return the features (N, D) of every label, each computed once."""
+        missing = [la for la in knowledge.labels if la.query_id not in self._described]
+        found = self.describe([label.structure for label in missing])
+        self._described |= {la.query_id: f for la, f in zip(missing, found, strict=True)}
+        return [self._described[label.query_id] for label in knowledge.labels]
 
     def describe(self, structures: Sequence[Structure]) -> tuple[np.ndarray, ...]:
         """Return the features (N, D) of every atom of each structure, by the foundation."""
@@ -249,9 +257,25 @@ class Learner:
         assert features is not None
         return features
 
-    def covariance(self, knowledge: Knowledge, structures: Sequence[Structure]) -> np.ndarray:
-        """Return a kernel (S, S) between candidates, from the potential's invariant features."""
-        return feature_kernel(np.array([f.mean(axis=0) for f in self.describe(structures)]))
+    def choose(self, knowledge: Knowledge, structures: Sequence[Structure], n: int) -> list[int]:
+        """Return the indices of up to `n` structures; each tells most after those before it.
+
+        Told apart by their activations, as far as the labels leave them unknown; of the first of
+        these, as many as the posterior can tell the joint covariance of, by that.
+        """
+        pool = _pooled(self.describe(structures))
+        labels = _pooled(self._labels_described(knowledge))
+        found = Activations(pool, labels.reshape(-1, pool.shape[1]))
+        fit = MOST_ROWS // (1 + 3 * max(len(s) for s in structures))
+        first = greedy_determinant(
+            found.of(slice(None)), max(n, fit), noise=ACTIVATION_NOISE, train=found.train
+        )
+        rows = None
+        if 0 < n <= fit:
+            rows = self.posterior.unknown(knowledge.posterior, [structures[i] for i in first])
+        if rows is None:
+            return first[:n]
+        return [first[i] for i in Shortlist(rows, has_energy=True, prior_std=1.0).choose(n)]
 
     def save(self, knowledge: Knowledge, path: Path) -> None:
         """Write the posterior's state."""
@@ -293,13 +317,9 @@ def label_set(labels: Sequence[Labelled], offset: Offset) -> LabelSet:
     )
 
 
-def feature_kernel(features: np.ndarray) -> np.ndarray:
-    """Return a Gaussian kernel (S, S) on standardised features (S, D); width: median distance."""
-    scale = features.std(axis=0)
-    x = (features - features.mean(axis=0)) / np.where(scale > 0, scale, 1.0)
-    squared = ((x[:, None] - x[None]) ** 2).sum(-1)
-    apart = squared[squared > 0]
-    return np.exp(-0.5 * squared / (np.median(apart) if apart.size else 1.0))
+def _pooled(features: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the mean over the atoms of features (N, D) of each structure, (S, D)."""
+    return np.array([atoms.mean(axis=0) for atoms in features])
 
 
 def calibration_to_dict(calibration: Calibration) -> dict[str, Any]:

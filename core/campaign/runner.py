@@ -309,9 +309,9 @@ class Runner:
             self.apply(self.engine.rescore(self.state, query_id, structure))
 
     def _select(self, request: loop.SelectBatch) -> None:
-        frames = [self._frame(self.state.query(i).frame_id) for i in request.ids]
-        structures = [frame.of(self.structure) for frame in frames]
-        chosen = self.engine.select(structures, request.n)
+        queries = [self.state.query(i) for i in request.ids]
+        structures = [self._frame(q.frame_id).of(self.structure) for q in queries]
+        chosen = self.engine.select(structures, [q.sigma_force for q in queries], request.n)
         self.apply(ev.BatchProposed(ids=tuple(request.ids[i] for i in chosen)))
 
     def _reconfigure(self, request: loop.Reconfigure) -> None:

@@ -17,7 +17,7 @@ known by the seed of its noise: however many there are, the weights kept are tho
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -239,6 +239,9 @@ class Blip:
     def energy_sigma(self, state: State, changes: np.ndarray) -> float:
         """Nothing is watched, so there is nothing to judge by."""
         return math.nan
+
+    def unknown(self, state: State, structures: Sequence[Structure]) -> None:
+        """Not available: passes are samples, too few for so many numbers."""
 
     def leave_one_out(self, state: State, labels: LabelSet) -> None:
         """Not available without training once per label."""

@@ -9,6 +9,7 @@ to each block of weights. A baseline: neither the starts nor the descent sample 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,6 +98,9 @@ class DeepEnsemble:
     def energy_sigma(self, state: State, changes: np.ndarray) -> float:
         """Nothing is watched, so there is nothing to judge by."""
         return math.nan
+
+    def unknown(self, state: State, structures: Sequence[Structure]) -> None:
+        """Not available: members are samples, too few for so many numbers."""
 
     def leave_one_out(self, state: State, labels: LabelSet) -> None:
         """Not available without another ensemble for each label."""

@@ -84,6 +84,9 @@ class LastLayer(Tangent):
         drawn = torch.linalg.solve_triangular(factor.T, white, upper=True)
         return drawn.T.to(self.potential.dtype).contiguous()
 
+    def unknown(self, state: State, structures: Sequence[Structure]) -> None:
+        """Not available: the readouts alone do not tell structures apart."""
+
     def leave_one_out(self, state: State, labels: LabelSet) -> None:
         """Not available: the mean is found by descent on all labels."""
 

@@ -277,12 +277,7 @@ class Linearised(Tangent):
             return state
         old = len(state.rows)
         rows = state.rows.with_blocks(blocks, state.theta)
-        noise = torch.full((len(rows),), self.noise_force, dtype=torch.float64)
-        for k in range(rows.n_labels):
-            where = rows.of(k)
-            noise[where.start] = self.noise_energy
-            if self.noise_stress is not None:
-                noise[where.stop - STRESSES : where.stop] = self.noise_stress
+        noise = self._noise_of(rows)
         products, index = rows.products(list(blocks)), rows.where(list(blocks))
         gram = torch.zeros(len(rows), len(rows), dtype=torch.float64)
         gram[:old, :old] = state.gram
@@ -294,6 +289,16 @@ class Linearised(Tangent):
         else:
             factor = torch.linalg.cholesky(gram + level)
         return replace(state, rows=rows, gram=gram, noise=noise, factor=factor)
+
+    def _noise_of(self, rows: Rows) -> torch.Tensor:
+        """Return the standard deviation (R,) of the number that each row is of."""
+        noise = torch.full((len(rows),), self.noise_force, dtype=torch.float64)
+        for k in range(rows.n_labels):
+            where = rows.of(k)
+            noise[where.start] = self.noise_energy
+            if self.noise_stress is not None:
+                noise[where.stop - STRESSES : where.stop] = self.noise_stress
+        return noise
 
     def _rows_of(self, structure: Structure) -> torch.Tensor:
         """∂(E, F, σ)/∂(θ, bias) of one structure, (`_height`, K + 1)."""
@@ -408,6 +413,26 @@ class Linearised(Tangent):
             weights = torch.cholesky_solve(data, state.factor)
             directions = directions - state.rows.transposed(weights)
         return replace(state, directions=directions, seed=seed)
+
+    def unknown(self, state: State, structures: Sequence[Structure]) -> list[np.ndarray]:
+        """Return of each structure rows (R, D) of what its label would tell, given all labels.
+
+        Inner products are the covariance of energies (first rows), forces and stresses, exact in
+        the derivatives and divided by the noise of each.
+        """
+        self.activate(state)
+        first = len(state.rows)
+        taken = side_by_side(self._rows_of, list(structures))
+        blocks = [block for rows in taken for block in rows.tensor_split([1])]
+        n = len(state.rows.blocks)
+        rows = state.rows.with_blocks(dict(enumerate(blocks, start=n)), state.theta)
+        products = rows.products(range(n, n + len(blocks)))
+        white = torch.linalg.solve_triangular(state.factor, products[:first], upper=False)
+        scale = self._noise_of(rows)[first:] / self.prior_std
+        covariance = (products[first:] - white.T @ white) / scale[:, None] / scale
+        values, vectors = torch.linalg.eigh(covariance)
+        root = (vectors * values.clamp(min=0).sqrt()).numpy()
+        return np.split(root, np.cumsum([len(part) for part in taken])[:-1])
 
     def leave_one_out(
         self, state: State, labels: LabelSet

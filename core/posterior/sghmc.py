@@ -12,6 +12,7 @@ law that is sampled (arXiv 2403.08609); it can be frozen once the noise begins.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -301,9 +302,11 @@ class Sghmc:
         """Nothing is watched, so there is nothing to judge by."""
         return math.nan
 
+    def unknown(self, state: State, structures: Sequence[Structure]) -> None:
+        """Not available: chains are samples, too few for so many numbers."""
+
     def leave_one_out(self, state: State, labels: LabelSet) -> None:
         """Not available without resampling once per label."""
-        return None
 
     def save(self, state: State, path: Path) -> None:
         """Write the members."""

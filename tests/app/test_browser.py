@@ -125,7 +125,7 @@ def test_a_batch_is_proposed_approved_and_taken_back_as_one(watched, serve, argo
     with CampaignReader(directory) as reader:
         wait_for(lambda: len(reader.state().proposal) > 1)
         size = len(reader.state().proposal)
-        expect(page.locator(".queue-page h2")).to_contain_text("A diverse batch")
+        expect(page.locator(".queue-page h2")).to_contain_text("A batch")
         button(page, f"Reject all {size}").click()
         wait_for(lambda: reader.state().counts["rejected"] == size)
         button(page, "Undo").click()

@@ -82,7 +82,7 @@ def pool(reaction: Reaction, n: int, seed: int) -> tuple[LabelSet, np.ndarray]:
     hot = [
         frame
         for end in (path[0], path[-1])
-        for frame in _run(end, HOT_K, n // 8, 10, rng, lambda positions, step: (0.0, 0.0))
+        for frame in run(end, HOT_K, n // 8, 10, rng, lambda positions, step: (0.0, 0.0))
     ]
     structures, labels = [], []
     for structure in (*path, *beside, *hot):
@@ -111,10 +111,10 @@ def _path(
         off = value - wanted
         return 0.5 * STIFFNESS * off**2, -STIFFNESS * off * gradient
 
-    return _run(start, PATH_K, n, between, rng, restraint)
+    return run(start, PATH_K, n, between, rng, restraint)
 
 
-def _run(
+def run(
     start: Structure, temperature: float, n: int, between: int, rng: np.random.Generator,
     restraint: Callable[[np.ndarray, int], tuple[float, np.ndarray | float]],
 ) -> list[Structure]:  # fmt: skip

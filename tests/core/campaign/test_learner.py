@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,11 +10,11 @@ from core.campaign.learner import (
     Learner,
     calibration_from_dict,
     calibration_to_dict,
-    feature_kernel,
 )
 from core.posterior import make
 from core.potentials import load
 from core.settings import Noise, PosteriorSettings
+from core.structures import from_smiles
 
 SHIFT = -20.0
 
@@ -92,10 +93,24 @@ def test_a_calibration_survives_json():
     assert calibration_from_dict(calibration_to_dict(calibration)) == calibration
 
 
-def test_the_feature_kernel_is_one_on_the_diagonal_and_sees_duplicates(rng):
-    features = rng.normal(size=(6, 3))
-    features[5] = features[0]
-    kernel = feature_kernel(features)
-    np.testing.assert_allclose(np.diag(kernel), 1.0)
-    assert kernel[0, 5] == 1.0 and (kernel[0, 1:5] < 1).all()
-    np.testing.assert_allclose(feature_kernel(np.ones((3, 2))), 1.0)
+def test_a_batch_passes_over_what_is_known_and_what_it_holds(learner, labels):
+    known = learner.first_update(learner.begin(), labels[:3]).knowledge
+    new = [label.structure for label in labels[5:8]]
+    pool = [labels[0].structure, new[0], new[1], new[0], labels[1].structure, new[2]]
+    assert learner.choose(known, pool, 0) == []
+    chosen = learner.choose(known, pool, 3)
+    assert len({tuple(pool[i].positions.ravel()) for i in chosen}) == 3
+    assert not {0, 4} & set(chosen)
+    assert sorted(learner.choose(known, pool, 9)) == list(range(6))
+
+
+def test_without_a_covariance_a_batch_is_chosen_by_activations(rng):
+    ethanol = from_smiles("CCO")
+    potential = load("bundled")
+    settings = PosteriorSettings(kind="last-layer")
+    posterior = make(potential, settings, Noise(energy=5e-3, force=0.03), energy_tolerance=0.02)
+    learner = Learner(potential, posterior, seed=1)
+    shaken = [ethanol.moved(ethanol.positions + rng.normal(0, 0.1, (9, 3))) for _ in range(12)]
+    labels = tuple(Labelled(i, s, 0.0, np.zeros((9, 3))) for i, s in enumerate(shaken[:3]))
+    known = replace(learner.begin(), labels=labels)
+    assert set(learner.choose(known, [*shaken, *shaken[3:6]], 5)) <= set(range(3, 12))

@@ -100,6 +100,21 @@ def test_variances_equal_the_closed_form(rng):
     torch.testing.assert_close(posterior.members(state).T.cov(), C, rtol=0.15, atol=1e-9)
 
 
+def test_what_candidates_would_tell_is_their_covariance_given_the_labels(rng):
+    posterior = make(members=3)
+    labels, candidates = labelled(clusters(rng, 3)), clusters(rng, 2)
+    state, _ = posterior.update(posterior.init(rng), labels, rng)
+    J = dense(state.rows).double()
+    precision = J.T @ torch.diag(1 / state.noise**2) @ J + torch.eye(3) / S**2
+    rows = torch.cat([posterior._rows_of(s) for s in candidates]).double()
+    noise = torch.tensor(2 * ([NOISE_E] + 15 * [NOISE_F]), dtype=torch.float64)
+    exact = rows @ torch.linalg.inv(precision) @ rows.T / noise[:, None] / noise
+    found = posterior.unknown(state, candidates)
+    assert [len(part) for part in found] == [16, 16]
+    told = np.concatenate(found)
+    np.testing.assert_allclose(told @ told.T, exact, atol=1e-6 * float(exact.max()))
+
+
 def test_the_mean_is_the_maximum_of_the_posterior(rng):
     posterior = make(members=4)
     labels = labelled(clusters(rng, 6))
