@@ -23,6 +23,8 @@ from core.parallel import side_by_side
 from core.structures import Structure
 
 Kind = Literal["activation", "ntk", "force-ntk", "joint"]
+COLUMNS = 32768
+"""Columns sketched at once: a copy of them is made."""
 TOGETHER = 8
 """Structures whose derivatives are taken side by side."""
 KINDS: tuple[Kind, ...] = ("activation", "ntk", "force-ntk", "joint")
@@ -60,7 +62,10 @@ class Sketch:
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
         """Return rows (R, P) as (R, D)."""
         out = rows.new_zeros(len(rows), self._width)
-        return out.index_add_(1, self._column, rows * self._sign.to(rows.dtype))
+        for start in range(0, rows.shape[1], COLUMNS):
+            part = slice(start, start + COLUMNS)
+            out.index_add_(1, self._column[part], rows[:, part] * self._sign[part].to(rows.dtype))
+        return out
 
 
 class Features:
