@@ -64,10 +64,10 @@ td:first-child { color: var(--fw-muted); } .over { color: var(--fw-bad); font-we
 small { color: var(--fw-muted); font-size: 12px; }
 """
 
-_FIRST = "Their labels set the energy offset and the calibration: trust begins here."
+_FIRST = "They set offset and calibration: trust begins here."
 _BATCH = {
-    "joint": "Each was chosen for what it adds to the labels and to those before it.",
-    "sigma": "Those of the largest force σ, as the settings ask for.",
+    "joint": "Each adds to the labels and to those before it.",
+    "sigma": "Those of the largest σ of a force.",
 }
 
 
@@ -188,15 +188,16 @@ class Queue(pn.viewable.Viewer):
 
     def _row(self, glance: Glance, q: Query) -> dict[str, Any]:
         figure, over = _worst(glance.state, q)
+        proposed = q.id in glance.state.proposal
         return {
             "id": q.id,
             "tone": _TONES[q.status],
-            "status": q.status,
+            "status": "proposed" if proposed else q.status,
             "title": f"Step {wording.count(q.step)}",
             "figure": "" if "initial" in q.reasons else figure,
             "over": q.status == "waiting" and over,
             "detail": _short(q),
-            "marked": q.id in glance.state.proposal,
+            "marked": proposed,
         }
 
     def _preview(self) -> None:
@@ -390,8 +391,8 @@ def _group(glance: Glance, query: Query, n: int) -> str:
     first = "initial" in query.reasons
     by = glance.state.settings.labelling.batch_by
     title, why = ("The first frames", _FIRST) if first else ("A batch", _BATCH[by])
-    price = [("Cost together", wording.cost(glance, n))]
-    return f"<h2>{title}<span>{n} frames</span></h2><p>{why}</p>" + _table(price)
+    price = "cost not known yet" if glance.label_s is None else wording.cost(glance, n)
+    return f"<h2>{title}<span>{n} frames · {price}</span></h2><p>{why}</p>"
 
 
 def _single(glance: Glance, query: Query, near: str) -> str:
