@@ -61,15 +61,13 @@ def test_a_flagged_frame_says_why_how_sure_and_what_it_costs(campaign, queue):
     assert row["status"] == "waiting" and row["over"] and row["figure"] == "± 2.3 kcal/mol"
 
 
-def test_a_proposed_batch_says_how_it_was_chosen_what_it_costs_and_which_it_holds(campaign, queue):
+@pytest.mark.parametrize(("by", "said"), [("joint", "adds to the labels"), ("sigma", "largest σ")])
+def test_a_proposed_batch_says_how_it_was_chosen_what_it_costs_and_which_it_holds(queue, by, said):
+    settings = ASK.with_value("labelling.mode", "batch").with_value("labelling.batch_by", by)
     three = tuple(replace(query(), id=i) for i in (1, 2, 3))
-    batches = ASK.with_value("labelling.mode", "batch")
-    for by, said in (("joint", "adds to the labels"), ("sigma", "largest σ")):
-        settings = batches.with_value("labelling.batch_by", by)
-        asked = State(settings, 9, started=True, trusted=True, queue=three, proposal=(1, 3))
-        queue.update(replace(glance(), state=asked, label_s=2.0))
-        page = queue._text.object
-        assert said in page and "2 frames · about" in page
+    asked = State(settings, 9, started=True, trusted=True, queue=three, proposal=(1, 3))
+    queue.update(replace(glance(), state=asked, label_s=2.0))
+    assert said in queue._text.object and "2 frames · about 4 s" in queue._text.object
     found = {row["id"]: (row["status"], row["marked"]) for row in queue._rows.rows}
     assert found == {1: ("proposed", True), 2: ("waiting", False), 3: ("proposed", True)}
     queue.update(replace(glance(), state=asked, label_s=None))
