@@ -13,14 +13,14 @@ are kept under `results/acquisition`.
 
 from __future__ import annotations
 
-import argparse
+import itertools
 from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any, cast
 
 import numpy as np
 import torch
-from common import RESULTS, cell, context, machine, table
+from common import arguments, context, machine, measured, named, table
 from fixed_data import kept, three_bpa
 from pools import REACTIONS, pool
 
@@ -68,7 +68,7 @@ def data(name: str) -> tuple[LabelSet, LabelSet]:
         return subset(joined, order), subset(test, chosen[:TESTS])
     reaction = REACTIONS[name.partition(",")[0]]
     make = partial(pool, reaction, POOL + TESTS, 1)
-    frames, values = kept(_named(name.partition(",")[0], POOL + TESTS, 1), make)
+    frames, values = kept(named(name.partition(",")[0], POOL + TESTS, 1), make)
     order = rng.permutation(len(frames))
     test, rest = order[:TESTS], order[TESTS:]
     if name == BIASED:
@@ -224,21 +224,16 @@ def ranked(name: str, seed: int) -> dict[str, Any]:
     return found
 
 
-def wanted() -> list[tuple[str, Callable[[], dict[str, Any]]]]:
+def wanted() -> dict[str, Callable[[], dict[str, Any]]]:
     """Return name and maker of every cell, a seed at a time."""
-    cells: list[tuple[str, Callable[[], dict[str, Any]]]] = []
+    found: dict[str, Callable[[], dict[str, Any]]] = {}
     for seed in SEEDS:
         for name in POOLS:
-            cells.append((_named(name, "ranks", seed), partial(ranked, name, seed)))
-            cells += [
-                (_named(name, method, n, seed), partial(learned, name, method, n, seed))
-                for n in BUDGETS for method in METHODS
-            ]  # fmt: skip
-    return cells
-
-
-def _named(*parts: Any) -> str:
-    return "-".join(str(part).replace(", ", "-").replace(" ", "-") for part in parts)
+            found[named(name, "ranks", seed)] = partial(ranked, name, seed)
+            for n, method in itertools.product(BUDGETS, METHODS):
+                make = partial(learned, name, method, n, seed)
+                found[named(name, method, n, seed)] = make
+    return found
 
 
 def needed(
@@ -264,24 +259,15 @@ def needed(
 
 
 def _mean(found: dict[str, dict[str, Any]], name: str, method: str, n: int, what: str) -> float:
-    values = [found.get(_named(name, method, n, seed)) for seed in SEEDS]
+    values = [found.get(named(name, method, n, seed)) for seed in SEEDS]
     return float(np.mean([v["test"][what] for v in values if v])) if any(values) else float("nan")
 
 
 def main() -> None:
     """Measure what is not there yet, and print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default="", help="Cells whose name holds this word.")
-    parser.add_argument("--list", action="store_true", help="Print what is there, measure nothing.")
-    options = parser.parse_args()
+    options = arguments(__doc__).parse_args()
     torch.set_num_threads(THREADS)
-    found = {}
-    for name, make in wanted():
-        there = (RESULTS / "acquisition" / f"{name}.json").exists()
-        if there or (options.only in name and not options.list):
-            found[name] = cell("acquisition", name, make)
-            if not there:
-                print(name, flush=True)
+    found = measured("acquisition", wanted(), options)
     for what, unit in (("force", "meV/Å"), ("energy", "meV/atom")):
         print(_curves(found, what, unit))
     print(_saved(found))
@@ -295,7 +281,7 @@ def _curves(found: dict[str, dict[str, Any]], what: str, unit: str) -> str:
         for method in METHODS:
             shown = []
             for n in BUDGETS:
-                cells = [found.get(_named(name, method, n, seed)) for seed in SEEDS]
+                cells = [found.get(named(name, method, n, seed)) for seed in SEEDS]
                 values = [1e3 * c["test"][what] for c in cells if c]
                 spread = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
                 shown.append(f"{np.mean(values):.1f}{spread}" if values else "")
@@ -330,7 +316,7 @@ def _saved(found: dict[str, dict[str, Any]]) -> str:
 def _ranks(found: dict[str, dict[str, Any]]) -> str:
     lines = []
     for name in POOLS:
-        cells = [c for seed in SEEDS if (c := found.get(_named(name, "ranks", seed)))]
+        cells = [c for seed in SEEDS if (c := found.get(named(name, "ranks", seed)))]
         for what in ("force", "energy"):
             if cells:
                 shown = [

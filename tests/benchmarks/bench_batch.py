@@ -11,7 +11,7 @@ force error are both within the campaign's tolerances. Cells are kept under `res
 
 from __future__ import annotations
 
-import argparse
+import itertools
 import tempfile
 import time
 from collections.abc import Callable
@@ -23,7 +23,7 @@ import ase.io
 import numpy as np
 import safetensors.torch
 from bench_rules import malonaldehyde
-from common import RESULTS, cell, context, machine, table
+from common import arguments, context, machine, measured, table
 from fixed_data import kept, labelled
 from pools import run
 
@@ -140,25 +140,16 @@ def _tested(
 
 def main() -> None:
     """Measure what is missing and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default="", help="Cells whose name holds this word.")
-    parser.add_argument("--list", action="store_true", help="Print what is there, measure nothing.")
-    options = parser.parse_args()
-    found: dict[str, dict[str, Any]] = {}
-    for seed in SEEDS:
-        for system in SYSTEMS:
-            for rule in RULES:
-                name = f"{system}-{rule}-{seed}"
-                there = (RESULTS / "batch" / f"{name}.json").exists()
-                if there or (options.only in name and not options.list):
-                    print(name, flush=True)
-                    found[name] = cell("batch", name, partial(campaign, system, rule, seed))
+    wanted = {
+        (system, rule, seed): partial(campaign, system, rule, seed)
+        for seed, system, rule in itertools.product(SEEDS, SYSTEMS, RULES)
+    }
+    found = measured("batch", wanted, arguments(__doc__).parse_args())
     lines = []
-    for system in SYSTEMS:
-        for rule in RULES:
-            cells = [c for seed in SEEDS if (c := found.get(f"{system}-{rule}-{seed}"))]
-            for k in range(BATCHES + 1) if cells else ():
-                lines.append(_line(system, rule, [c["rows"][k] for c in cells]))
+    for system, rule in itertools.product(SYSTEMS, RULES):
+        there = [c for seed in SEEDS if (c := found.get((system, rule, seed)))]
+        for k in range(BATCHES + 1) if there else ():
+            lines.append(_line(system, rule, [c["rows"][k] for c in there]))
     columns = (
         "system", "chosen by", "seeds", "labels", "both within, %", "energy, meV", "forces, meV/Å",
         "largest force, meV/Å",

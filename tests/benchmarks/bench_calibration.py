@@ -13,7 +13,6 @@ Cells are kept under `results/calibration`.
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -24,7 +23,7 @@ import fixed_data
 import numpy as np
 import torch
 from bench_posterior import DTYPE, NOISE, SYSTEMS
-from common import RESULTS, cell, context, machine, table
+from common import arguments, context, machine, measured, table
 
 from core.calibration import Calibration
 from core.campaign.learner import Labelled, Learner, calibration_from_dict, calibration_to_dict
@@ -196,22 +195,18 @@ def rows(system: str, results: list[dict[str, Any]]) -> list[list[Any]]:
 
 def main() -> None:
     """Measure what is not there yet, and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default="", help="Cells whose name holds this word.")
-    parser.add_argument("--list", action="store_true", help="Print what is there, measure nothing.")
-    options = parser.parse_args()
+    options = arguments(__doc__).parse_args()
     torch.set_num_threads(THREADS)
-    found: dict[str, list[dict[str, Any]]] = {}
     with tempfile.TemporaryDirectory() as work:
-        for seed in SEEDS:
-            for system in SYSTEMS:
-                name = f"{system}-{seed}".replace(", ", "-").replace(" ", "-")
-                there = (RESULTS / "calibration" / f"{name}.json").exists()
-                if there or (options.only in name and not options.list):
-                    run = partial(measure, system, seed, Path(work) / "spice")
-                    found.setdefault(system, []).append(cell("calibration", name, run))
-                    print(name, flush=True)
-    lines = [row for system, results in found.items() for row in rows(system, results)]
+        wanted = {
+            (system, seed): partial(measure, system, seed, Path(work) / "spice")
+            for seed in SEEDS for system in SYSTEMS
+        }  # fmt: skip
+        found = measured("calibration", wanted, options)
+    lines = []
+    for system in SYSTEMS:
+        there = [found[system, seed] for seed in SEEDS if (system, seed) in found]
+        lines += rows(system, there) if there else []
     columns = (
         "system", "draws", "frames", "scored before", "energy, Student-t", "energy, conformal",
         "largest force, Student-t", "largest force, conformal", "warned, %",

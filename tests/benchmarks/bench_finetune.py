@@ -14,7 +14,6 @@ several processes of one thread, each with another `--only`. Cells are kept; del
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import time
 from functools import partial
@@ -25,7 +24,7 @@ import numpy as np
 import peer
 import psutil
 import torch
-from common import RESULTS, cell, context, machine, table
+from common import RESULTS, arguments, cell, context, machine, table
 from fixed_data import TESTS, drawn, ethanol, foundation, gfn2, three_bpa
 from peer import BATCH, EPOCHS
 
@@ -182,11 +181,9 @@ def measured(who: str, system: str, name: str, n: int, seed: int, folder: Path) 
 
 def main() -> None:
     """Measure what is not there yet, and print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default="", help="Cells whose name holds this word.")
+    parser = arguments(__doc__)
     parser.add_argument("--pairs", action="store_true", help="What mace is measured for too.")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--list", action="store_true", help="Print what is there, measure nothing.")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     found: dict[tuple[str, str, str, int, int], dict[str, Any]] = {}

@@ -15,7 +15,6 @@ delete one under `results/posterior` to measure it again.
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import time
 from collections.abc import Callable
@@ -28,7 +27,7 @@ import fixed_data
 import numpy as np
 import peer
 import torch
-from common import RESULTS, cell, context, machine, table
+from common import arguments, context, machine, measured, table
 
 from core.acquisition.coverage import Coverage
 from core.contracts import LabelSet, Spread
@@ -242,20 +241,11 @@ def wanted() -> list[tuple[str, str, int, int]]:
 
 def main() -> None:
     """Measure what is not there yet, and print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default="", help="Cells whose name holds this word.")
-    parser.add_argument("--list", action="store_true", help="Print what is there, measure nothing.")
-    options = parser.parse_args()
+    options = arguments(__doc__).parse_args()
     torch.set_num_threads(THREADS)
-    found: dict[tuple[str, str, int, int], dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work) / "spice"
-        for key in wanted():
-            name = "-".join(str(part).replace(", ", "-").replace(" ", "-") for part in key)
-            there = (RESULTS / "posterior" / f"{name}.json").exists()
-            if there or (options.only in name and not options.list):
-                found[key] = cell("posterior", name, partial(_cell, key, folder))
-                print(name, flush=True)
+        found = measured("posterior", {k: partial(_cell, k, folder) for k in wanted()}, options)
     for n in sorted({key[2] for key in found}):
         print(_table(found, n))
     print(machine(context(threads=THREADS, dtype=DTYPE, seeds=str(SEEDS), noise=str(NOISE))))

@@ -14,7 +14,6 @@ Cells are kept under `results/rules`.
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -26,7 +25,7 @@ from typing import Any
 import ase.io
 import numpy as np
 from bench_campaign import _flywise, interval
-from common import RESULTS, cell, context, machine, table
+from common import RESULTS, arguments, cell, context, machine, table
 
 from core.campaign.reader import CampaignReader
 from core.campaign.state import LABELLED
@@ -271,10 +270,7 @@ def _row(system: str, rule: str, cells: list[dict[str, Any]]) -> list[Any]:
 
 def main() -> None:
     """Measure what is missing and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default="", help="Measure cells whose name holds this word.")
-    parser.add_argument("--list", action="store_true", help="Measure nothing.")
-    options = parser.parse_args()
+    options = arguments(__doc__).parse_args()
     study, rows = Study(options.only, options.list), []
     for system in SYSTEMS:
         ours = study.group(system, "tolerance", 0.0)

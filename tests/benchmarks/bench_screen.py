@@ -14,7 +14,6 @@ and of the default, and how much is left unknown of the pool afterwards. Cells a
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -27,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import RESULTS, cell, context, machine, table
+from common import arguments, context, machine, measured, table
 from fixed_data import WORK
 
 from core.acquisition.features import Features, Recipe
@@ -152,21 +151,11 @@ def _potential() -> Potential:
 
 def main() -> None:
     """Measure what is missing and print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default="", help="Cells whose name holds this word.")
-    parser.add_argument("--list", action="store_true", help="Print what is there, measure nothing.")
-    options = parser.parse_args()
     wanted: dict[str, Callable[[], dict[str, Any]]] = {
         **{f"activation-{n}": partial(by_activations, n) for n in SIZES},
         "recall": recall, "whole": whole,
     }  # fmt: skip
-    found = {}
-    for name, make in wanted.items():
-        there = (RESULTS / "screen" / f"{name}.json").exists()
-        if there or (options.only in name and not options.list):
-            found[name] = cell("screen", name, make)
-            if not there:
-                print(name, flush=True)
+    found = measured("screen", wanted, arguments(__doc__).parse_args())
     print(_times(found))
     if "recall" in found:
         print(_recalled(found["recall"]))

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
 import json
 import os
 import platform
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+Key = TypeVar("Key", bound=Hashable)
 RESULTS = Path(__file__).resolve().parent / "results"
 PACKAGES = ("torch", "mace-torch", "ase", "tblite", "numpy", "flywise")
 
@@ -41,6 +43,42 @@ def _cpu() -> str:
         return platform.processor() or platform.machine()
     found = re.search(r"model name\s*:\s*(.+)", text)
     return found.group(1) if found else platform.machine()
+
+
+def arguments(about: str | None) -> argparse.ArgumentParser:
+    """Return a parser of what benchmarks of many cells take: `only` and `list`.
+
+    Args:
+        about: the benchmark's docstring.
+    """
+    parser = argparse.ArgumentParser(description=(about or "").partition("\n")[0])
+    parser.add_argument("--only", default="", help="Measure cells whose name holds this word.")
+    parser.add_argument("--list", action="store_true", help="Print what is there, measure nothing.")
+    return parser
+
+
+def named(*parts: Any) -> str:
+    """Return the name of a cell."""
+    return "-".join(str(part).replace(", ", "-").replace(" ", "-") for part in parts)
+
+
+def measured(
+    benchmark: str, wanted: Mapping[Key, Callable[[], dict[str, Any]]], options: argparse.Namespace
+) -> dict[Key, dict[str, Any]]:
+    """Return the cells that are there and those the options ask for, which are measured now.
+
+    Args:
+        wanted: what makes each cell, by its name or the parts of it.
+    """
+    found = {}
+    for key, make in wanted.items():
+        name = named(*key) if isinstance(key, tuple) else str(key)
+        there = (RESULTS / benchmark / f"{name}.json").exists()
+        if there or (options.only in name and not options.list):
+            found[key] = cell(benchmark, name, make)
+            if not there:
+                print(name, flush=True)
+    return found
 
 
 def cell(benchmark: str, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
