@@ -151,7 +151,7 @@ class Screen:
         }
         self._later: dict[str, Callable[[], Any]] = {
             "Calibration": lambda: Calibration(shown),
-            "Map": lambda: Map(shown, self.selection),
+            "Map": lambda: Map(shown, self.selection, self._seat),
             "Learning": lambda: Learning(shown, self._seat),
             "Fine-tune": lambda: Finetuning(shown, self._seat),
             "Settings": lambda: Settings(shown, self._seat.post),

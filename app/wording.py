@@ -143,7 +143,7 @@ def status(glance: Glance) -> Status:
             return _deciding(state)
         case "labelling":
             n = len(state.ids("approved", "labelling"))
-            return Status("Labelling", f"{reference} computes {_frames(n)}.", "busy")
+            return Status("Labelling", f"{reference} computes {frames(n)}.", "busy")
         case "updating":
             return Status("Learning", "The model takes in the new labels.", "busy")
         case "paused":
@@ -176,16 +176,17 @@ def _running(state: State) -> Status:
 
 def _deciding(state: State) -> Status:
     if failed := state.ids("failed"):
-        return Status("Your turn", f"{_frames(len(failed))} could not be labelled.", "ask")
+        return Status("Your turn", f"{frames(len(failed))} could not be labelled.", "ask")
     if state.proposing:
         return Status("Choosing a batch", "Picking the frames that tell most together.", "busy")
     n = len(state.proposal or state.ids("waiting"))
     return Status(
-        "Your turn", f"{_frames(n)} {'waits' if n == 1 else 'wait'} for a decision.", "ask"
+        "Your turn", f"{frames(n)} {'waits' if n == 1 else 'wait'} for a decision.", "ask"
     )
 
 
-def _frames(n: int) -> str:
+def frames(n: int) -> str:
+    """Return "1 frame" or "3 frames"."""
     return "1 frame" if n == 1 else f"{n} frames"
 
 
@@ -193,6 +194,8 @@ def reasons(query: Query) -> str:
     """Say in one sentence why a frame was flagged."""
     if "initial" in query.reasons:
         return "One of the first frames: its label sets the energy offset and the calibration."
+    if "chosen" in query.reasons:
+        return "Chosen on the map, for what its label would tell beside the others."
     said = []
     if "energy" in query.reasons:
         said.append("the energy")

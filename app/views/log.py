@@ -330,6 +330,10 @@ _SENTENCES: dict[type[ev.Event], Callable[[Any, Names], str]] = {
     ev.ApplyThreshold: lambda e, frames: (
         f"Waiting frames less than {100 * e.probability:g} % likely approved, the others rejected."
     ),
+    ev.LabelFrames: lambda e, frames: (
+        f"Asked to label {wording.frames(len(e.frame_ids))} chosen on the map."
+    ),
+    ev.FramesJudged: lambda e, frames: f"Judged {wording.frames(len(e.frames))} chosen on the map.",
     ev.ProposeBatch: lambda e, frames: "A batch asked for.",
     ev.Undo: lambda e, frames: "The last decision was taken back.",
     ev.WorkerStarted: lambda e, frames: f"The engine started (process {e.pid}). {e.device}".strip(),

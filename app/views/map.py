@@ -2,25 +2,31 @@
 
 Every frame is a point in the space of the model's own features, drawn along the two directions in
 which the frames differ most. Near points are alike to the model; a point far from every label is
-where it has learned nothing. Click one to see its atoms.
+where it has learned nothing. Click one to see its atoms. Asked for, the frames are numbered that
+would tell most if they were labelled, and a press has them labelled.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import panel as pn
+import panel_material_ui as pmui
 from bokeh.events import Tap
 from bokeh.models import ColumnDataSource, LinearColorMapper, Range1d
 from bokeh.plotting import figure
 
 from app import theme, wording
+from app.seat import Seat
 from app.selection import Selection
 from app.series import KINDS
 from app.state import CampaignState, Glance
-from core.campaign.state import LABELLED
+from core.campaign import events as ev
+from core.campaign.state import LABELLED, WITHOUT_LABEL, State
+from core.campaign.suggest import suggest
 
 LOOK_S, BITE = 1.0, 1000
 """Seconds between two looks at new frames, and how many are read at once."""
@@ -32,9 +38,13 @@ REACH = 0.03
 """A click finds the nearest point within this fraction of the map's width."""
 LEAST = 3
 """Frames below which there is nothing to draw."""
+SUGGESTED, MOST = 8, 64
+"""Frames suggested at once by default, and at most."""
+AT_WORK = ("running", "labelling", "deciding", "updating", "paused")
+"""Phases in which frames can be had labelled."""
 
 _CSS = """
-:host { display: grid !important; grid-template-rows: auto minmax(200px, 1fr) auto; gap: 6px;
+:host { display: grid !important; grid-template-rows: auto minmax(200px, 1fr) auto auto; gap: 6px;
   padding: 12px 16px; height: 100%; box-sizing: border-box; overflow-y: auto; }
 .plot { min-height: 200px; }
 """
@@ -54,9 +64,10 @@ i.scale { width: 56px; border-radius: 3px; }
 class Map(pn.viewable.Viewer):
     """Frames along the two main directions of their features, coloured by the bound."""
 
-    def __init__(self, campaign: CampaignState, selection: Selection) -> None:
+    def __init__(self, campaign: CampaignState, selection: Selection, seat: Seat) -> None:
         super().__init__()
-        self._campaign, self._selection = campaign, selection
+        self._campaign, self._selection, self._seat = campaign, selection, seat
+        self._suggested: tuple[int, ...] = ()
         self._looked = 0.0
         self._ids = np.zeros(0, dtype=np.int64)
         self._parts: list[np.ndarray] = []
@@ -69,6 +80,7 @@ class Map(pn.viewable.Viewer):
         self._frames = ColumnDataSource({name: [] for name in columns})
         self._labels = ColumnDataSource({name: [] for name in columns})
         self._here = ColumnDataSource({"x": [], "y": []})
+        self._picks = ColumnDataSource({"x": [], "y": [], "number": []})
         self._x, self._y = Range1d(start=-1, end=1), Range1d(start=-1, end=1)
         self._size = np.array([2.0, 2.0])
         self._figure = figure(
@@ -84,13 +96,30 @@ class Map(pn.viewable.Viewer):
         self._ring = self._figure.scatter(
             "x", "y", source=self._here, size=16, fill_color=None, line_width=2.4
         )
+        self._squares = self._figure.scatter(
+            "x", "y", source=self._picks, size=13, marker="square", fill_color=None, line_width=2
+        )
+        self._numbers = self._figure.text(
+            "x", "y", "number", source=self._picks, x_offset=8, y_offset=-6, text_font_size="11px",
+            text_font_style="bold",
+        )  # fmt: skip
         self._figure.on_event(Tap, self._tap)
         selection.param.watch(lambda _: self._mark(), "frame")
-        self._head, self._legend = _text(""), _text("")
+        self._head, self._legend, self._said = _text(""), _text(""), _text("")
+        self._many = pmui.IntInput(
+            label="Frames", value=SUGGESTED, start=1, end=MOST, width=84, size="small", margin=0,
+        )  # fmt: skip
+        self._suggest = _button("Suggest", "auto_awesome", "outlined", self.suggest)
+        self._label = _button("Label", "check", "contained", self.label)
+        self._clear = _button("Clear", "close", "text", self.clear)
+        buttons = pn.Row(
+            self._many, self._suggest, self._label, self._clear, self._said, margin=0,
+            stylesheets=[":host { gap: 8px; flex-wrap: wrap; align-items: center; }"],
+        )  # fmt: skip
         self._layout = pn.Column(
             self._head, pn.pane.Bokeh(self._figure, margin=0, sizing_mode="stretch_both",
                                       css_classes=["plot"]),
-            self._legend,
+            self._legend, buttons,
             margin=0, css_classes=["map"], stylesheets=[theme.CARD, _CSS],
             sizing_mode="stretch_both",
         )  # fmt: skip
@@ -114,6 +143,7 @@ class Map(pn.viewable.Viewer):
             self._project()
             self._draw(done, state.force_tolerance)
         self._say(state.force_tolerance)
+        self._offer(glance)
 
     def _read(self) -> None:
         last = int(self._ids[-1]) if len(self._ids) else 0
@@ -174,6 +204,66 @@ class Map(pn.viewable.Viewer):
         x, y = self._points[at]
         self._here.data = {"x": [x], "y": [y]}
 
+    # ------------------------------------------------------------------ suggestions
+
+    def suggest(self) -> None:
+        """Number the frames that would tell most, of those drawn that have no label."""
+        state = self._campaign.glance().state
+        done = _without_use(state) | {int(i) for i in self._campaign.reader.rewound_frames(0)}
+        drawn = self._ids[self._shown] if len(self._shown) else self._ids
+        open_ = np.flatnonzero(np.isin(self._ids, drawn) & ~np.isin(self._ids, list(done)))
+        known = np.isin(self._ids, [q.frame_id for q in state.queue if q.status in LABELLED])
+        rows = np.concatenate(self._parts)
+        picks = suggest(rows[open_], rows[known], self._many.value or SUGGESTED)
+        self._suggested = tuple(int(self._ids[open_[k]]) for k in picks)
+        self._number()
+        self._offer(self._campaign.glance())
+
+    def label(self) -> None:
+        """Have the numbered frames labelled."""
+        if self._suggested and self._seat.post(ev.LabelFrames(frame_ids=self._suggested)):
+            self.clear()
+
+    def clear(self) -> None:
+        """Take the numbers away."""
+        self._suggested = ()
+        self._number()
+        self._offer(self._campaign.glance())
+
+    def _number(self) -> None:
+        """Draw a number at each suggested frame."""
+        at = np.searchsorted(self._ids, self._suggested)
+        x, y = self._points[at].T if len(at) else ([], [])
+        numbers = [str(k) for k in range(1, len(at) + 1)]
+        self._picks.data = {"x": x, "y": y, "number": numbers}
+
+    def _offer(self, glance: Glance) -> None:
+        """Show what can be asked for now."""
+        state = glance.state
+        gone = _without_use(state)
+        if gone & set(self._suggested):
+            self._suggested = tuple(i for i in self._suggested if i not in gone)
+            self._number()
+        n = len(self._suggested)
+        driving = self._seat.sharing.driving
+        can = state.trusted and len(self._points) >= LEAST
+        self._suggest.disabled = self._many.disabled = not can
+        self._label.param.update(
+            label=f"Label {'this one' if n == 1 else f'these {n}'}",
+            visible=n > 0,
+            disabled=not (driving and state.phase in AT_WORK and not state.choosing),
+        )
+        self._clear.visible = n > 0
+        if not state.trusted:
+            said = "Once the first labels are learned, frames worth one can be suggested here."
+        elif state.choosing:
+            said = f"{wording.frames(len(state.choosing))} chosen; the engine judges them."
+        elif n:
+            said = f"{wording.cost(glance, n)}; 1 tells most, each adds to those before it."
+        else:
+            said = "Numbers the frames, flagged or not, that would tell most beside the labels."
+        self._said.object = f"<p>{said}</p>"
+
     def _tap(self, event: Any) -> None:
         found = self.nearest(event.x, event.y)
         if found is not None:
@@ -215,7 +305,14 @@ class Map(pn.viewable.Viewer):
         self._figure.grid.grid_line_color = None
         self._mapper.nan_color = palette.shade
         self._rings.glyph.line_color = palette.text
+        self._squares.glyph.line_color = palette.warn
+        self._numbers.glyph.text_color = palette.warn
         self._ring.glyph.line_color = palette.accent
+
+
+def _without_use(state: State) -> set[int]:
+    """Return the ids of frames whose label there is already, or is being computed."""
+    return {q.frame_id for q in state.queue if q.status not in WITHOUT_LABEL}
 
 
 def spread(n: int, most: int) -> np.ndarray:
@@ -244,6 +341,13 @@ def main_directions(
     total = float(np.maximum(values, 0).sum())
     share = float(np.maximum(values[-2:], 0).sum() / total) if total > 0 else 1.0
     return mean, directions, share
+
+
+def _button(label: str, icon: str, variant: str, act: Callable[[], None]) -> pmui.Button:
+    return pmui.Button(
+        label=label, icon=icon, variant=variant, on_click=lambda _: act(), margin=0, size="small",
+        color="primary", disable_elevation=True,
+    )  # fmt: skip
 
 
 def _text(html: str) -> pn.pane.HTML:

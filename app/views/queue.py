@@ -371,7 +371,7 @@ def _worst(state: State, q: Query) -> tuple[str, bool]:
 def _short(q: Query) -> str:
     if q.failure and q.status in ("failed", "skipped", "withdrawn"):
         return q.failure
-    names = {"initial": "first frames", "periodic": "in turn"}
+    names = {"initial": "first frames", "periodic": "in turn", "chosen": "chosen on the map"}
     why = " and ".join(names.get(r, r) for r in q.reasons)
     if q.decided_by is None:
         return why

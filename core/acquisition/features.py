@@ -115,9 +115,3 @@ class Features:
         small[0] /= len(structure) * recipe.noise_energy
         small[1:] /= recipe.noise_force
         return small[1:] if recipe.kind == "force-ntk" else small
-
-
-def standardised(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the mean and the standard deviation (D,) of rows (S, D), never zero."""
-    spread = rows.std(axis=0)
-    return rows.mean(axis=0), np.where(spread > 0, spread, 1.0)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import linalg
 
-from core.acquisition.features import standardised
+from core.acquisition.selection import standardised
 from core.acquisition.variance import ResidualVariance
 
 ACTIVATION_NOISE = 0.1

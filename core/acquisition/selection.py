@@ -131,3 +131,9 @@ def top(scores: np.ndarray, n: int) -> list[int]:
 def at_random(size: int, n: int, rng: np.random.Generator) -> list[int]:
     """Return `n` of `size` candidates in random order."""
     return [int(i) for i in rng.permutation(size)[:n]]
+
+
+def standardised(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mean and the standard deviation (D,) of rows (S, D), never zero."""
+    spread = rows.std(axis=0)
+    return rows.mean(axis=0), np.where(spread > 0, spread, 1.0)

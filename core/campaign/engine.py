@@ -22,6 +22,7 @@ import torch
 
 from core.acquisition.selection import top
 from core.assets import cache
+from core.calibration import Assessment
 from core.campaign import canary
 from core.campaign import events as ev
 from core.campaign.accounts import Accounts, joined
@@ -485,19 +486,30 @@ class Engine:
 
     def rescore(self, state: State, query_id: int, structure: Structure) -> ev.Rescored:
         """Judge a waiting frame with the weights in force."""
+        seen, values = self._judged_anew(state, structure)
+        reasons = self._rule.reasons(seen, values["sigma_force"])
+        return ev.Rescored(query_id=query_id, reasons=reasons, **values)
+
+    def judge_stored(self, state: State, frame: Frame) -> dict[str, Any]:
+        """Return what a query keeps of a stored frame, judged with the weights in force."""
+        structure = frame.of(self.structure)
+        _, values = self._judged_anew(state, structure)
+        return {
+            "frame_id": frame.id, "step": frame.step, "key": structure.key,
+            "snapshot": self.knowledge.snapshot, **values,
+        }  # fmt: skip
+
+    def _judged_anew(self, state: State, structure: Structure) -> tuple[Assessment, dict[str, Any]]:
         spread = self.learner.judge(self.knowledge, structure)
         seen = self.learner.assess(self.knowledge, spread, state)
-        sigma_force = spread.sigma_force
         (features,) = self.learner.describe([structure])
         novelty = self.learner.novelty(self.knowledge, structure.numbers, features)
-        return ev.Rescored(
-            query_id=query_id, reasons=self._rule.reasons(seen, sigma_force),
-            sigma_energy=float(spread.sigma_energy), sigma_force=sigma_force,
-            probability=float(seen.probability),
-            energy_bound=float(seen.energy_bound), force_bound=float(seen.force_bound),
-            sigma_stress=_known(spread.sigma_stress), stress_bound=_known(seen.stress_bound),
-            novelty=_known(novelty),
-        )  # fmt: skip
+        return seen, {
+            "sigma_energy": float(spread.sigma_energy), "sigma_force": spread.sigma_force,
+            "probability": float(seen.probability), "energy_bound": float(seen.energy_bound),
+            "force_bound": float(seen.force_bound), "sigma_stress": _known(spread.sigma_stress),
+            "stress_bound": _known(seen.stress_bound), "novelty": _known(novelty),
+        }  # fmt: skip
 
     def select(
         self, structures: Sequence[Structure], sigma_forces: Sequence[float], n: int

@@ -110,6 +110,13 @@ class ApplyThreshold(Command):
 
 
 @dataclass(frozen=True, kw_only=True)
+class LabelFrames(Command):
+    """Label these stored frames of the trajectory, whether they were flagged or not."""
+
+    frame_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class ProposeBatch(Command):
     """Propose a diverse batch of the frames collected so far."""
 
@@ -278,6 +285,17 @@ class Rescored(Fact):
     sigma_stress: float | None = None
     stress_bound: float | None = None
     novelty: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FramesJudged(Fact):
+    """Stored frames that a person wants labelled, under the weights in force.
+
+    Attributes:
+        frames: of each, what `core.campaign.state.Query` keeps of a frame when it is flagged.
+    """
+
+    frames: tuple[dict[str, Any], ...]
 
 
 def _leaves(base: type) -> list[type]:

@@ -20,7 +20,7 @@ from core.campaign import extxyz, labels
 from core.campaign.extxyz import XyzFrame
 from core.campaign.labels import Declared
 from core.campaign.reader import CampaignReader, Commander
-from core.campaign.state import IMPORTABLE, IN_FLIGHT, Query
+from core.campaign.state import IN_FLIGHT, WITHOUT_LABEL, Query
 from core.campaign.store import Frame
 from core.contracts import Label
 from core.errors import InputError, LabelError
@@ -63,7 +63,7 @@ def export_frames(reader: CampaignReader, path: str | Path, chosen: Chosen = "wa
     Raises:
         InputError: no such frame, or the file's suffix is not that of extended XYZ.
     """
-    statuses = ("waiting",) if chosen == "waiting" else IMPORTABLE
+    statuses = ("waiting",) if chosen == "waiting" else WITHOUT_LABEL
     queries = [q for q in reader.state().queue if q.status in statuses]
     if not queries:
         raise InputError(f"No frame is {' or '.join(statuses)}; there is nothing to label.")
@@ -240,7 +240,7 @@ def _check_status(query: Query) -> None:
             f"frame {query.id} is at the reference already; wait for its label, or stop the "
             "campaign first"
         )
-    if query.status not in IMPORTABLE:
+    if query.status not in WITHOUT_LABEL:
         raise InputError(f"frame {query.id} has a label already; a label is never replaced")
 
 

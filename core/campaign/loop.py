@@ -12,11 +12,11 @@ from typing import Any
 
 from core.campaign import events as ev
 from core.campaign.state import (
-    IMPORTABLE,
     IN_FLIGHT,
     PAID,
     POOL_FACTOR,
     WINDOW,
+    WITHOUT_LABEL,
     Decision,
     Query,
     State,
@@ -90,6 +90,13 @@ class SelectBatch:
 
 
 @dataclass(frozen=True)
+class JudgeFrames:
+    """Judge these stored frames, so that they can be queued for a label."""
+
+    frame_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Rescore:
     """Judge these waiting queries again with the weights in force."""
 
@@ -102,8 +109,8 @@ class Reconfigure:
 
 
 Request = (
-    SubmitLabels | CancelLabels | UpdateModel | RestoreSnapshot | Rewind | SelectBatch | Rescore
-    | Reconfigure
+    SubmitLabels | CancelLabels | UpdateModel | RestoreSnapshot | Rewind | SelectBatch | JudgeFrames
+    | Rescore | Reconfigure
 )  # fmt: skip
 Step = tuple[State, tuple[Request, ...]]
 
@@ -138,6 +145,8 @@ def outstanding(state: State) -> tuple[Request, ...]:
         requests.append(UpdateModel(first=not state.trusted))
     if state.proposing:
         requests.append(_selection(state))
+    if state.choosing:
+        requests.append(JudgeFrames(state.choosing))
     return tuple(requests)
 
 
@@ -254,7 +263,7 @@ def _stop(state: State, event: ev.Stop) -> Step:
     state = state.with_queries(in_flight, status="waiting", decided_by=None, decided_at=None)
     state = replace(
         state, started=True, stopped=True, paused=None, stop_at=None,
-        updating=False, restoring=None, proposing=False, fresh=_untrained(state),
+        updating=False, restoring=None, proposing=False, choosing=(), fresh=_untrained(state),
     )  # fmt: skip
     return state, (CancelLabels(in_flight),) if in_flight else ()
 
@@ -324,7 +333,7 @@ def _retry(state: State, event: ev.Retry) -> Step:
 
 
 def _import_labels(state: State, event: ev.ImportLabels) -> Step:
-    ids = _with_status(state, event.ids, *IMPORTABLE)
+    ids = _with_status(state, event.ids, *WITHOUT_LABEL)
     state, requests = _decide(state, dict.fromkeys(ids, "labelled"), event.who, event.at)
     state = state.with_queries(ids, by_hand=True, failure=None)
     return replace(state, fresh=state.fresh + len(ids)), requests
@@ -340,6 +349,29 @@ def _apply_threshold(state: State, event: ev.ApplyThreshold) -> Step:
     }
     _affordable(state, tuple(i for i, status in statuses.items() if status == "approved"))
     return _decide(state, statuses, event.who, event.at)
+
+
+def _label_frames(state: State, event: ev.LabelFrames) -> Step:
+    if not state.trusted:
+        raise CommandRefusedError("Frames are chosen once the first labels are learned.")
+    if state.choosing:
+        raise CommandRefusedError("The frames chosen before are being judged; try again.")
+    ids = event.frame_ids
+    if not ids:
+        raise CommandRefusedError("No frame was named; select at least one.")
+    if len(set(ids)) != len(ids):
+        raise CommandRefusedError("A frame was named twice.")
+    queued = {q.frame_id: q for q in state.queue}
+    for i in ids:
+        if not 1 <= i <= state.here[0]:
+            raise CommandRefusedError(f"The trajectory has no frame {i}.")
+        if i in queued and queued[i].status not in WITHOUT_LABEL:
+            raise CommandRefusedError(
+                f"The frame at step {queued[i].step} is {queued[i].status}; choose frames that are "
+                "not."
+            )
+    state = replace(state, choosing=_affordable(state, ids), chosen_by=event.who)
+    return state, (JudgeFrames(ids),)
 
 
 def _propose_batch(state: State, event: ev.ProposeBatch) -> Step:
@@ -399,7 +431,9 @@ def _worker_started(state: State, event: ev.WorkerStarted) -> Step:
 def _worker_failed(state: State, event: ev.WorkerFailed) -> Step:
     fresh = _untrained(state)
     text = event.traceback.strip() or "unknown error"
-    state = replace(state, failure=text, updating=False, restoring=None, proposing=False)
+    state = replace(
+        state, failure=text, updating=False, restoring=None, proposing=False, choosing=()
+    )
     return replace(state, fresh=fresh), ()
 
 
@@ -478,6 +512,26 @@ def _batch_proposed(state: State, event: ev.BatchProposed) -> Step:
     waiting = set(state.ids("waiting"))
     proposal = tuple(i for i in event.ids if i in waiting)
     return replace(state, proposing=False, proposal=proposal), ()
+
+
+def _frames_judged(state: State, event: ev.FramesJudged) -> Step:
+    wanted, who = state.choosing, state.chosen_by
+    state = replace(state, choosing=(), chosen_by="")
+    queued = {q.frame_id for q in state.queue}
+    new = [f for f in event.frames if f["frame_id"] in wanted and f["frame_id"] not in queued]
+    queries = tuple(
+        Query(
+            id=len(state.queue) + k, reasons=("chosen",), at=event.at,
+            energy_tolerance=state.energy_tolerance, force_tolerance=state.force_tolerance, **frame,
+        )
+        for k, frame in enumerate(new, 1)
+    )  # fmt: skip
+    state = replace(state, queue=(*state.queue, *queries))
+    chosen = [q.id for q in state.queue if q.frame_id in wanted and q.status in WITHOUT_LABEL]
+    affordable = chosen[: max(_budget(state), 0)]
+    if not affordable:
+        return state, ()
+    return _decide(state, dict.fromkeys(affordable, "approved"), who, event.at)
 
 
 def _updated(state: State, event: ev.Updated) -> Step:
@@ -560,6 +614,7 @@ _HANDLERS: dict[type[ev.Event], Callable[[State, Any], Step]] = {
     ev.Retry: _retry,
     ev.ImportLabels: _import_labels,
     ev.ApplyThreshold: _apply_threshold,
+    ev.LabelFrames: _label_frames,
     ev.ProposeBatch: _propose_batch,
     ev.RollBack: _roll_back,
     ev.Undo: _undo,
@@ -577,4 +632,5 @@ _HANDLERS: dict[type[ev.Event], Callable[[State, Any], Step]] = {
     ev.RolledBack: _rolled_back,
     ev.UpdateRefused: _update_refused,
     ev.Rescored: _rescored,
+    ev.FramesJudged: _frames_judged,
 }

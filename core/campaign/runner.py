@@ -308,6 +308,10 @@ class Runner:
             structure = frame.of(self.structure)
             self.apply(self.engine.rescore(self.state, query_id, structure))
 
+    def _judge(self, request: loop.JudgeFrames) -> None:
+        found = [self.engine.judge_stored(self.state, self._frame(i)) for i in request.frame_ids]
+        self.apply(ev.FramesJudged(frames=tuple(found)))
+
     def _select(self, request: loop.SelectBatch) -> None:
         queries = [self.state.query(i) for i in request.ids]
         structures = [self._frame(q.frame_id).of(self.structure) for q in queries]
@@ -357,6 +361,7 @@ _CARRY_OUT: dict[type, Callable[[Runner, Any], None]] = {
     loop.RestoreSnapshot: Runner._roll_back,
     loop.Rewind: Runner._rewind,
     loop.SelectBatch: Runner._select,
+    loop.JudgeFrames: Runner._judge,
     loop.Rescore: Runner._rescore,
     loop.Reconfigure: Runner._reconfigure,
 }

@@ -30,7 +30,7 @@ IN_FLIGHT = ("approved", "labelling")
 LABELLED = ("labelled", "trained")
 PAID = (*IN_FLIGHT, *LABELLED, "withdrawn")
 """Statuses of frames whose label was computed, or is being; withdrawn ones are not learned from."""
-IMPORTABLE: tuple[Status, ...] = ("waiting", "rejected", "skipped", "failed")
+WITHOUT_LABEL: tuple[Status, ...] = ("waiting", "rejected", "skipped", "failed")
 """Statuses of frames that may be given a label computed elsewhere."""
 
 POOL_FACTOR = 2
@@ -50,7 +50,8 @@ class Query:
 
     Attributes:
         frame_id: row of the frame in the store. key: content hash of its structure.
-        reasons: any of "initial", "energy", "force", "stress", "periodic".
+        reasons: any of "initial", "energy", "force", "stress", "periodic"; or "chosen", where a
+            person asked for the label of a frame that was not flagged.
         sigma_energy, energy_bound: eV. sigma_force, force_bound: largest atom, eV/Å.
         sigma_stress, stress_bound: least certain component, eV/Å³; None where not learned from.
         novelty: see `core.acquisition.coverage`; None before there are labels.
@@ -104,6 +105,8 @@ class State:
         paused, failure: the reason, or None.
         trusted: the initial labels are in and the first update is done.
         proposal: ids of the batch a person is asked about. proposing: a selection is under way.
+        choosing: ids of stored frames that a person, `chosen_by`, wants labelled and that have not
+            been judged for it yet.
         fresh: labels that arrived since the last attempt to update.
         learned: of every snapshot the queries it has learned, in that order.
         restoring: snapshot that is being gone back to.
@@ -127,6 +130,8 @@ class State:
     queue: tuple[Query, ...] = ()
     proposal: tuple[int, ...] = ()
     proposing: bool = False
+    choosing: tuple[int, ...] = ()
+    chosen_by: str = ""
     history: tuple[Decision, ...] = ()
     fresh: int = 0
     snapshot: int = 0

@@ -5,10 +5,13 @@ import pytest
 
 from app import state as app_state
 from app import theme
+from app.lease import Lease
+from app.seat import Seat
 from app.selection import Selection
 from app.views import map as module
 from app.views.map import Map, main_directions, spread
 from core import worker
+from core.campaign import events as ev
 
 
 @pytest.fixture
@@ -20,8 +23,14 @@ def learned(argon):
 
 @pytest.fixture
 def view(learned):
-    made = Map(learned, Selection())
+    made = Map(learned, Selection(), seat(learned))
     made.update(learned.glance())
+    return made
+
+
+def seat(campaign):
+    made = Seat(campaign, Lease(), lambda text: None)
+    made.identify("s" * 32)
     return made
 
 
@@ -78,7 +87,7 @@ def test_new_frames_keep_the_places_of_the_old(learned, monkeypatch):
     monkeypatch.setattr(module, "BITE", 6)
     monkeypatch.setattr(module, "LOOK_S", 0)
     monkeypatch.setattr(module, "GROWN", 1e9)
-    view = Map(learned, Selection())
+    view = Map(learned, Selection(), seat(learned))
     view.update(learned.glance())
     first = view._points.copy()
     view.update(learned.glance())
@@ -88,8 +97,57 @@ def test_new_frames_keep_the_places_of_the_old(learned, monkeypatch):
 
 def test_before_there_are_frames_it_says_what_will_come(argon):
     campaign = app_state.campaign(argon("threshold", "0.2 kcal/mol", 300))
-    view = Map(campaign, Selection())
+    view = Map(campaign, Selection(), seat(campaign))
     view.update(campaign.glance())
     view.paint(theme.DARK)
     assert "Nothing to draw yet" in view._legend.object
     assert view.nearest(0.0, 0.0) is None
+
+
+def test_suggested_frames_are_numbered_and_labelled_at_a_press(argon, monkeypatch):
+    directory = argon("threshold", "0.2 kcal/mol", 400)
+    worker.run_inline(directory, until=lambda state: state.step >= 300)
+    campaign = app_state.campaign(directory)
+    view = Map(campaign, Selection(), seat(campaign))
+    view.update(campaign.glance())
+    assert not view._suggest.disabled and not view._label.visible
+    view._many.value = 3
+    view.suggest()
+    picks = view._suggested
+    has_label = {q.frame_id for q in campaign.glance().state.queue if q.status == "trained"}
+    assert len(set(picks)) == 3 and not has_label & set(picks)
+    assert view._picks.data["number"] == ["1", "2", "3"]
+    at = list(view._ids).index(picks[0])
+    assert (view._picks.data["x"][0], view._picks.data["y"][0]) == tuple(view._points[at])
+    assert (
+        view._label.visible
+        and view._label.label == "Label these 3"
+        and "about" in view._said.object
+    )
+    view.label()
+    (posted,) = [row.command for row in campaign.reader.commands_since(0)]
+    assert posted == ev.LabelFrames(frame_ids=picks, who="page 1", at=posted.at)
+    assert not view._label.visible and not len(view._picks.data["x"])
+    state = worker.run_inline(directory)
+    found = {q.frame_id: q for q in state.queue}
+    assert [found[i].reasons for i in picks] == [("chosen",)] * 3
+    assert {found[i].status for i in picks} == {"trained"}
+    assert {found[i].decided_by for i in picks} == {"page 1"}
+
+
+def test_a_suggestion_that_has_its_label_meanwhile_is_dropped(learned, view, monkeypatch):
+    trained = next(q.frame_id for q in learned.glance().state.queue if q.status == "trained")
+    other = int(view._frames.data["id"][0])
+    view._suggested = (trained, other)
+    view._offer(learned.glance())
+    assert view._suggested == (other,) and view._label.label == "Label this one"
+    assert view._label.disabled  # the campaign is at its end
+    view.clear()
+    assert view._suggested == () and not view._clear.visible
+
+
+def test_nothing_is_suggested_before_the_first_labels_are_learned(argon):
+    campaign = app_state.campaign(argon())
+    view = Map(campaign, Selection(), seat(campaign))
+    view.update(campaign.glance())
+    assert view._suggest.disabled and "Once the first labels" in view._said.object

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from core.acquisition.features import KINDS, Features, Recipe, Sketch, standardised
+from core.acquisition.features import KINDS, Features, Recipe, Sketch
+from core.acquisition.selection import standardised
 from tests.core.finetuning.sample_labels import frames, small_mace
 
 

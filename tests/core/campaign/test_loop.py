@@ -450,12 +450,76 @@ def test_a_failed_worker_is_seen_and_resumed(trusted):
     assert drive(ev.Resume()).phase == "updating"
 
 
+def test_frames_chosen_by_a_person_are_judged_labelled_and_taken_back_as_one(trusted):
+    drive = trusted("threshold")
+    for _ in range(4):
+        drive.check()
+    drive.check("energy")
+    there = {q.frame_id for q in drive.state.queue}
+    free = [i for i in range(1, drive.state.here[0] + 1) if i not in there][:2]
+    drive(ev.LabelFrames(frame_ids=tuple(free), who="page 1"))
+    assert drive.requests == (loop.JudgeFrames(tuple(free)),)
+    assert loop.JudgeFrames(tuple(free)) in loop.outstanding(drive.state)
+    state = drive(ev.FramesJudged(frames=tuple(judged_frame(i) for i in free)))
+    new = tuple(q.id for q in state.queue if q.reasons == ("chosen",))
+    assert [state.query(i).frame_id for i in new] == free and not state.choosing
+    assert {state.query(i).decided_by for i in new} == {"page 1"}
+    assert drive.requests == (loop.SubmitLabels(new),)
+    undone = drive(ev.Undo())
+    assert {undone.query(i).status for i in new} == {"waiting"}
+
+
+def test_frames_that_cannot_be_chosen_are_refused(trusted, make_settings):
+    drive = trusted("approve")
+    drive.check("energy")
+    learned, flagged = drive.state.query(1).frame_id, drive.state.query(4).frame_id
+    for ids, why in (
+        ((), "No frame"), ((flagged, flagged), "twice"), ((learned,), "is trained"),
+        ((0,), "no frame 0"), ((drive.state.here[0] + 1,), "no frame"),
+    ):  # fmt: skip
+        with pytest.raises(CommandRefusedError, match=why):
+            drive(ev.LabelFrames(frame_ids=ids))
+    drive(ev.LabelFrames(frame_ids=(flagged,)))
+    with pytest.raises(CommandRefusedError, match="being judged"):
+        drive(ev.LabelFrames(frame_ids=(flagged,)))
+    state = drive(ev.FramesJudged(frames=(judged_frame(flagged),)))
+    assert state.query(4).status == "approved" and len(state.queue) == 4
+    before = Driver(State(make_settings(), n_atoms=5))
+    before(ev.Start())
+    with pytest.raises(CommandRefusedError, match="first labels"):
+        before(ev.LabelFrames(frame_ids=(1,)))
+
+
+def test_no_more_frames_are_chosen_than_labels_are_allowed(trusted):
+    drive = trusted("approve", labelling__max_labels=4)
+    for _ in range(3):
+        drive.check()
+    free = tuple(drive.state.here[0] - k for k in range(2))
+    with pytest.raises(CommandRefusedError, match="max_labels"):
+        drive(ev.LabelFrames(frame_ids=free))
+    drive(ev.LabelFrames(frame_ids=free[:1]))
+    assert drive(ev.Stop()).choosing == ()
+    assert drive(ev.FramesJudged(frames=(judged_frame(free[0]),))).counts["approved"] == 0
+
+
 @pytest.mark.parametrize("ids", [(), (9,), (0,), (1,), (4, 4)])
 def test_decisions_about_impossible_frames_are_refused(trusted, ids):
     drive = trusted("approve")
     drive.check("energy")
     with pytest.raises(CommandRefusedError):
         drive(ev.Approve(ids=ids))
+
+
+frame_numbers = st.lists(st.integers(0, 40), unique=True, max_size=3)
+
+
+def judged_frame(number: int) -> dict:
+    """What is judged of a stored frame, as a worker would tell it."""
+    return {
+        "frame_id": number, "step": 10 * number, "key": f"chosen {number}", "snapshot": 1,
+        "sigma_energy": 0.01, "sigma_force": 0.1, "probability": 0.9, "energy_bound": 0.02,
+        "force_bound": 0.2, "sigma_stress": None, "stress_bound": None, "novelty": 1.0,
+    }  # fmt: skip
 
 
 def random_event(draw, driver: Driver) -> ev.Event | None:
@@ -468,6 +532,7 @@ def random_event(draw, driver: Driver) -> ev.Event | None:
         ev.Undo(), ev.ProposeBatch(), ev.ApplyThreshold(probability=draw(st.floats(0, 1))),
         ev.Approve(ids=some), ev.Reject(ids=some), ev.Skip(ids=some), ev.Retry(ids=some),
         ev.RollBack(snapshot=draw(st.integers(0, 5))),
+        ev.LabelFrames(frame_ids=tuple(draw(frame_numbers)), who="page 1"),
         ev.ChangeSetting(
             path="labelling.mode", value=draw(st.sampled_from(["approve", "threshold", "batch"]))
         ),
@@ -484,6 +549,9 @@ def random_event(draw, driver: Driver) -> ev.Event | None:
         worker += [ev.UpdateRefused(reason="drift")]
     if state.proposing:
         worker.append(ev.BatchProposed(ids=state.ids("waiting")[:2]))
+    if state.choosing:
+        judged = tuple(judged_frame(i) for i in state.choosing)
+        worker += [ev.FramesJudged(frames=judged)] * 3
     if state.phase == "running":
         driver.frames += 1
         reasons = draw(st.sampled_from([(), ("energy",), ("force",)]))
