@@ -259,7 +259,8 @@ class Map(pn.viewable.Viewer):
         elif state.choosing:
             said = f"{wording.frames(len(state.choosing))} chosen; the engine judges them."
         elif n:
-            said = f"{wording.cost(glance, n)}; 1 tells most, each adds to those before it."
+            cost = wording.cost(glance, n)
+            said = f"{cost[0].upper()}{cost[1:]}; 1 tells most, each adds to those before it."
         else:
             said = "Numbers the frames, flagged or not, that would tell most beside the labels."
         self._said.object = f"<p>{said}</p>"

@@ -122,7 +122,7 @@ def test_suggested_frames_are_numbered_and_labelled_at_a_press(argon, monkeypatc
     assert (
         view._label.visible
         and view._label.label == "Label these 3"
-        and "about" in view._said.object
+        and "About" in view._said.object
     )
     view.label()
     (posted,) = [row.command for row in campaign.reader.commands_since(0)]
