@@ -9,6 +9,7 @@ from core.posterior import linearised
 from core.posterior.largest import largest_change
 from core.posterior.linearised import Linearised
 from core.posterior.tangent import QUICK
+from core.potentials import load
 from core.potentials.lennard_jones import LennardJones
 from core.structures import Structure
 
@@ -98,6 +99,31 @@ def test_variances_equal_the_closed_form(rng):
     exact = (rows @ C @ rows.T).diagonal().sqrt()
     assert spread.sigma_energy == pytest.approx(float(exact[0]), rel=0.06)
     torch.testing.assert_close(posterior.members(state).T.cov(), C, rtol=0.15, atol=1e-9)
+
+
+def test_rows_of_forces_are_kept_in_half_of_single_precision(rng, monkeypatch):
+    labels, test = labelled(clusters(rng, 4)), clusters(rng, 1)[0]
+    found = {}
+    for dtype in ("float64", "float32"):
+        posterior = Linearised(
+            load("lennard-jones", dtype=dtype), prior_std=S, noise_energy=NOISE_E,
+            noise_force=NOISE_F, members=500,
+        )  # fmt: skip
+        state, _ = posterior.update(
+            posterior.init(np.random.default_rng(1)), labels, np.random.default_rng(1)
+        )
+        found[dtype] = state, posterior.spread(state, test)
+    whole, half = found["float64"], found["float32"]
+    assert {block.dtype for block in whole[0].rows.blocks} == {torch.float64}
+    assert [block.dtype for block in half[0].rows.blocks[:2]] == [torch.float32, torch.float16]
+    torch.testing.assert_close(
+        half[0].rows.transposed(torch.ones(64, 1)).double(),
+        whole[0].rows.transposed(torch.ones(64, 1, dtype=torch.float64)), rtol=2e-3, atol=2e-3,
+    )  # fmt: skip
+    assert half[1].sigma_energy == pytest.approx(whole[1].sigma_energy, rel=0.03)
+    assert half[1].sigma_force == pytest.approx(whole[1].sigma_force, rel=0.03)
+    large = torch.full((2, 3), 7e4)
+    assert linearised._halved(large).dtype == torch.float32
 
 
 def test_what_candidates_would_tell_is_their_covariance_given_the_labels(rng):
