@@ -56,7 +56,8 @@ class Rows:
 
     Attributes:
         blocks: of each label in turn the energy's row (1, width), then those of all other numbers
-            it gives, in half precision where the energy's is in single. taken: (P,) the weights each block was taken at.
+            it gives, in half precision where the energy's is in single. taken: (P,) the weights
+            each block was taken at.
     """
 
     def __init__(
@@ -110,23 +111,42 @@ class Rows:
         return out
 
     def products(self, blocks: Sequence[int]) -> torch.Tensor:
-        """Return J J_blocksᵀ in double precision, (R, M).
+        """Return J J_blocksᵀ, (R, M), precise enough for the noise to make it definite.
 
-        Single precision would drown the noise, which is what makes the Gram matrix definite.
+        Sums over some columns are taken in single precision and added up in double: of the noise
+        that loses a hundredth. Between energies, whose rows are by far the largest beside their
+        noise, it would lose a quarter; these products are taken in double throughout.
         """
-        right = torch.cat([self.blocks[k] for k in blocks])
+        right = torch.cat([_whole(self.blocks[k]) for k in blocks])
         out = torch.zeros(len(self), len(right), dtype=torch.float64)
         n = len(self.blocks)
         groups = [range(k, min(k + TOGETHER, n)) for k in range(0, n, TOGETHER)]
         for part in _chunks(self._width):
-            wide = right[:, part].double().T
+            wide = right[:, part].T
 
             def add(group: range, part: slice = part, wide: torch.Tensor = wide) -> None:
-                tall = torch.cat([self.blocks[k][:, part] for k in group]).double()
-                where = slice(self._slices[group[0]].start, self._slices[group[-1]].stop)
-                out[where].addmm_(tall, wide)
+                first = self._slices[group[0]].start
+                where = slice(first, self._slices[group[-1]].stop)
+                tall = wide.new_empty(where.stop - first, len(wide))
+                for k in group:
+                    at = self._slices[k]
+                    tall[at.start - first : at.stop - first] = self.blocks[k][:, part]
+                out[where] += tall @ wide
 
             side_by_side(add, groups)
+        ends = np.cumsum([0, *(len(self.blocks[k]) for k in blocks)])
+        columns = [int(a) for a, k in zip(ends, blocks, strict=False) if k % 2 == 0]
+        if columns:
+            rows = self.where(range(0, n, 2))
+            out[rows[:, None], torch.tensor(columns)] = self._between_energies(right[columns])
+        return out
+
+    def _between_energies(self, right: torch.Tensor) -> torch.Tensor:
+        """Return the products (N, M) of all N energies' rows with these (M, width), in double."""
+        out = torch.zeros(self.n_labels, len(right), dtype=torch.float64)
+        for part in _chunks(self._width):
+            tall = torch.cat([block[:, part] for block in self.blocks[::2]])
+            out.addmm_(tall.double(), right[:, part].double().T)
         return out
 
 
