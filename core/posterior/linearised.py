@@ -292,10 +292,9 @@ class Linearised(Tangent):
     def _taken(self, state: State, structures: dict[int, Structure]) -> State:
         """Take the rows of these labels at the weights of `state`, which must be active."""
         blocks = {}
-        found = side_by_side(self._rows_of, list(structures.values()))
-        for k, rows in zip(structures, found, strict=True):
-            blocks[2 * k], others = rows.tensor_split([1])
-            blocks[2 * k + 1] = _halved(others)
+        found = side_by_side(self._blocks_of, list(structures.values()))
+        for k, both in zip(structures, found, strict=True):
+            blocks[2 * k], blocks[2 * k + 1] = both
         return self._with_blocks(state, blocks)
 
     def _with_energies(self, state: State, labels: LabelSet) -> State:
@@ -345,6 +344,11 @@ class Linearised(Tangent):
         bias = torch.zeros(len(rows), 1, dtype=rows.dtype)
         bias[0] = self._bias_unit
         return torch.cat([rows, bias], dim=1)
+
+    def _blocks_of(self, structure: Structure) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the two blocks of one structure; nothing holds on to what they were cut from."""
+        energy, others = self._rows_of(structure).tensor_split([1])
+        return energy.clone(), _halved(others)
 
     def _energy_row_of(self, structure: Structure) -> torch.Tensor:
         """∂E/∂(θ, bias) of one structure, (1, K + 1)."""

@@ -122,6 +122,8 @@ def test_rows_of_forces_are_kept_in_half_of_single_precision(rng, monkeypatch):
     )  # fmt: skip
     assert half[1].sigma_energy == pytest.approx(whole[1].sigma_energy, rel=0.03)
     assert half[1].sigma_force == pytest.approx(whole[1].sigma_force, rel=0.03)
+    held = sum(b.untyped_storage().nbytes() for b in half[0].rows.blocks)
+    assert held == sum(b.numel() * b.element_size() for b in half[0].rows.blocks)
     large = torch.full((2, 3), 7e4)
     assert linearised._halved(large).dtype == torch.float32
 
