@@ -489,8 +489,9 @@ def screen(
         str, typer.Option(help="activation, ntk, force-ntk or joint: by what they are told apart.")
     ] = "joint",
     select: Annotated[
-        str, typer.Option(help="determinant, lcmd, farthest, top or random: how to choose.")
-    ] = "determinant",
+        str,
+        typer.Option(help="reduction, determinant, lcmd, farthest, top or random: how to choose."),
+    ] = "reduction",
     train: Annotated[
         Path | None, typer.Option(help="Structures that are labelled already.")
     ] = None,

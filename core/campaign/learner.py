@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 
 from core.acquisition.coverage import Coverage
-from core.acquisition.screening import ACTIVATION_NOISE, Activations, Shortlist
-from core.acquisition.selection import greedy_determinant
+from core.acquisition.screening import Activations, Shortlist
 from core.calibration import (
     MEMORY,
     NEUTRAL_RATE,
@@ -258,18 +257,16 @@ class Learner:
         return features
 
     def choose(self, knowledge: Knowledge, structures: Sequence[Structure], n: int) -> list[int]:
-        """Return the indices of up to `n` structures; each tells most after those before it.
+        """Return the indices of up to `n` structures that together tell most about all of them.
 
-        Told apart by their activations, as far as the labels leave them unknown; of the first of
-        these, as many as the posterior can tell the joint covariance of, by that.
+        By their activations; of the first of these, as many as the posterior can tell the joint
+        covariance of, by that. See `core.acquisition.screening`.
         """
         pool = _pooled(self.describe(structures))
         labels = _pooled(self._labels_described(knowledge))
         found = Activations(pool, labels.reshape(-1, pool.shape[1]))
         fit = MOST_ROWS // (1 + 3 * max(len(s) for s in structures))
-        first = greedy_determinant(
-            found.of(slice(None)), max(n, fit), noise=ACTIVATION_NOISE, train=found.train
-        )
+        first = found.choose(slice(None), max(n, fit))
         rows = None
         if 0 < n <= fit:
             rows = self.posterior.unknown(knowledge.posterior, [structures[i] for i in first])

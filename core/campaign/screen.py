@@ -38,9 +38,12 @@ BATCH = 64
 """Structures whose activations are computed at once."""
 SHORTLIST = 5
 """Candidates on the shortlist for each that is wanted."""
-SELECT = ("determinant", "lcmd", "farthest", "top", "random")
-"""How to choose: each pick with the most left unknown after those before it, by clusters or by
-distances of activations, by variance alone, or at random out of the whole pool."""
+STAND = 300
+"""Structures drawn from the pool whose rows stand for all of it, when chosen from a shortlist."""
+SELECT = ("reduction", "determinant", "lcmd", "farthest", "top", "random")
+"""How to choose: each pick takes most off what is left unknown of the pool; or has the most left
+unknown itself after those before it; or by clusters or distances of activations, by variance alone,
+or at random out of the whole pool."""
 PARTS = ".parts"
 Progress = Callable[[str, int, float], None]
 """Told the stage, how many structures are done, and the seconds so far."""
@@ -63,7 +66,7 @@ class Order:
     train: Path | None = None
     model: str = "bundled"
     recipe: Recipe = field(default_factory=lambda: Recipe("joint"))
-    select: str = "determinant"
+    select: str = "reduction"
     shortlist: int = 0
     dtype: str = "float32"
     device: str = "cpu"
@@ -114,14 +117,14 @@ def screen(order: Order, told: Progress = lambda *_: None) -> dict[str, Any]:
     parts, clock = _parts(order, potential), _Clock(told)
     known = _activations(order, potential, parts, train, clock)
     scores, stages = known.scores(), {"activations": clock.seconds}
-    short = _shortlisted(order, scores)
+    short, stand = _shortlisted(order, known, scores)
     candidates, listed = _read(order.pool, short), None
     left = Scores(np.full(len(short), np.nan), np.full(len(short), np.nan))
     if kind != "activation":
         clock = _Clock(told)
         rows = _tangents(order, potential, parts, short, candidates, clock)
         labelled = Features(potential, order.recipe)(train)
-        listed = Shortlist(rows, has_energy=kind != "force-ntk", train=labelled)
+        listed = Shortlist(rows, has_energy=kind != "force-ntk", train=labelled, population=stand)
         left, stages[kind] = listed.scores(), clock.seconds
     picks = _chosen(order, known, scores, short, listed)
     structures = [candidates[i] for i in picks]
@@ -159,12 +162,23 @@ def _in_batches(features: Features, structures: Iterator[Structure]) -> Iterator
         yield np.concatenate(list(features(batch)))
 
 
-def _shortlisted(order: Order, scores: np.ndarray) -> np.ndarray:
-    """Return the indices, ascending, of the candidates whose activations are least known."""
+def _shortlisted(
+    order: Order, known: Activations, scores: np.ndarray
+) -> tuple[np.ndarray, list[int]]:
+    """Return the indices, ascending, of the candidates, and which of them stand for the pool.
+
+    They are those whose activations are worth most or, where the pool does not matter for what is
+    chosen, the least known; and some at random, which stand for the pool.
+    """
+    rng, size = np.random.default_rng(order.recipe.seed), order.shortlist or SHORTLIST * order.n
     if order.select == "random":
-        rng = np.random.default_rng(order.recipe.seed)
-        return np.sort(np.array(at_random(len(scores), order.n, rng), dtype=int))
-    return np.sort(np.array(top(scores, order.shortlist or SHORTLIST * order.n), dtype=int))
+        return np.sort(np.array(at_random(len(scores), order.n, rng), dtype=int)), []
+    if order.select != "reduction":
+        return np.sort(np.array(top(scores, size), dtype=int)), []
+    some = STAND if order.n and order.recipe.kind != "activation" else 0
+    stand = np.sort(np.array(at_random(len(scores), some, rng), dtype=int))
+    short = np.unique(np.concatenate([np.array(top(known.worth(), size), dtype=int), stand]))
+    return short, np.searchsorted(short, stand).tolist()
 
 
 def _chosen(
@@ -172,7 +186,10 @@ def _chosen(
     listed: Shortlist | None,
 ) -> list[int]:  # fmt: skip
     """Return places in the shortlist, in the order of choosing."""
-    n, vectors = order.n, known.of(short)
+    n = order.n
+    if order.select == "reduction":
+        return known.choose(short, n) if listed is None else listed.choose(n)
+    vectors = known.of(short)
     if order.select == "lcmd":
         return largest_cluster_maximum_distance(vectors, n, train=known.train)
     if order.select == "farthest":
@@ -180,7 +197,7 @@ def _chosen(
     if order.select in ("top", "random"):
         return top(scores[short] if listed is None else listed.scores().total, n)
     if listed is not None:
-        return listed.choose(n)
+        return listed.most_unknown(n)
     return greedy_determinant(vectors, n, noise=ACTIVATION_NOISE, train=known.train)
 
 

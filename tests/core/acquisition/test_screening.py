@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from core.acquisition.screening import PRIOR_STD, Activations, Shortlist
+from core.acquisition.screening import ACTIVATION_NOISE, PRIOR_STD, Activations, Shortlist
 
 
 def dense(rows, observed):
@@ -27,8 +27,39 @@ def test_scores_are_those_of_the_dense_formula(candidates, rng):
     np.testing.assert_allclose(forces.total, [w.mean() for w in wanted], rtol=1e-4)
 
 
+def test_every_pick_takes_most_off_what_is_left_unknown_of_the_population(candidates, rng):
+    train, population = [rng.normal(size=(4, 10))], [0, 2, 3, 6]
+    chosen = Shortlist(candidates, has_energy=True, train=train, population=population).choose(4)
+
+    def left(picks):
+        seen = np.concatenate([*train, *(candidates[i] for i in picks)])
+        found = [dense(candidates[i], seen) for i in population]
+        return sum(w[0] + w[1:].mean() for w in found)
+
+    for k, pick in enumerate(chosen):
+        after = {i: left([*chosen[:k], i]) for i in range(7) if i not in chosen[:k]}
+        assert pick == min(after, key=after.__getitem__)
+
+
+def test_what_a_label_would_take_off_the_pool_by_hand():
+    # three alike and one far off: a label of one of the three tells about all three
+    pool = np.array([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [-1.0, 4.0]])
+    found = Activations(pool, np.zeros((0, 2)))
+    rows = found.of(slice(None))
+    noise = ACTIVATION_NOISE**2
+
+    def left(seen):
+        precision = np.eye(2) + rows[seen].T @ rows[seen] / noise
+        return np.einsum("sd,de,se->", rows, np.linalg.inv(precision), rows)
+
+    gains = [left([]) - left([i]) for i in range(4)]
+    np.testing.assert_allclose(found.worth(), gains, rtol=1e-9)
+    assert found.choose(slice(None), 2)[0] == int(np.argmax(gains))
+    assert found.choose(np.array([1, 3]), 5) in ([0, 1], [1, 0])
+
+
 def test_every_pick_is_the_most_unknown_after_those_before_it(candidates):
-    chosen = Shortlist(candidates, has_energy=True).choose(5)
+    chosen = Shortlist(candidates, has_energy=True).most_unknown(5)
     for k, pick in enumerate(chosen):
         seen = np.concatenate([np.zeros((0, 10)), *(candidates[i] for i in chosen[:k])])
         left = {
@@ -39,13 +70,17 @@ def test_every_pick_is_the_most_unknown_after_those_before_it(candidates):
         assert pick == max(left, key=left.__getitem__)
 
 
-def test_duplicates_come_last_and_budgets_are_kept(candidates):
+@pytest.mark.parametrize("how", ["choose", "most_unknown"])
+def test_duplicates_come_last_and_budgets_are_kept(candidates, how):
+    def chosen(rows, n):
+        return getattr(Shortlist(rows, has_energy=True), how)(n)
+
+    wide = [np.eye(8)[[i, i]] * (20 + 0.1 * i) for i in (0, 1, 2, 0)]
+    assert set(chosen(wide, 3)) in ({0, 1, 2}, {1, 2, 3})
     double = [*candidates, candidates[0]]
-    wide = [np.eye(8)[[i, i]] * (2 + 0.1 * i) for i in (0, 1, 2, 0)]
-    assert set(Shortlist(wide, has_energy=True).choose(3)) in ({0, 1, 2}, {1, 2, 3})
-    assert Shortlist(double, has_energy=True).choose(0) == []
-    assert sorted(Shortlist(double, has_energy=True).choose(99)) == list(range(8))
-    assert Shortlist([], has_energy=True).choose(3) == []
+    assert chosen(double, 0) == []
+    assert sorted(chosen(double, 99)) == list(range(8))
+    assert chosen([], 3) == []
 
 
 def test_energy_rows_alone(rng):

@@ -160,7 +160,7 @@ def test_what_is_refused_says_where(structures, tmp_path):
         list(pool.structures(cut))
     with pytest.raises(InputError, match="--kernel 'x'"):
         screen(order(tmp_path, structures, kernel="x"))
-    with pytest.raises(InputError, match="--select 'y' is not known; accepted: determinant"):
+    with pytest.raises(InputError, match="--select 'y' is not known; accepted: reduction"):
         screen(order(tmp_path, structures, select="y"))
     with pytest.raises(InputError, match=r"ending in \.extxyz"):
         screen(Order(tmp_path / "pool.extxyz", 1, tmp_path / "out.csv"))
