@@ -24,6 +24,7 @@ from app.seat import Seat
 from app.selection import Selection
 from app.series import KINDS
 from app.state import CampaignState, Glance
+from app.widgets.form import LABEL_HIDDEN
 from core.campaign import events as ev
 from core.campaign.state import LABELLED, WITHOUT_LABEL, State
 from core.campaign.suggest import suggest
@@ -38,8 +39,8 @@ REACH = 0.03
 """A click finds the nearest point within this fraction of the map's width."""
 LEAST = 3
 """Frames below which there is nothing to draw."""
-SUGGESTED, MOST = 8, 64
-"""Frames suggested at once by default, and at most."""
+NUMBERS, SUGGESTED = (1, 2, 4, 8, 16, 32, 64), 8
+"""How many frames can be suggested at once, and how many are by default."""
 AT_WORK = ("running", "labelling", "deciding", "updating", "paused")
 """Phases in which frames can be had labelled."""
 
@@ -106,8 +107,9 @@ class Map(pn.viewable.Viewer):
         self._figure.on_event(Tap, self._tap)
         selection.param.watch(lambda _: self._mark(), "frame")
         self._head, self._legend, self._said = _text(""), _text(""), _text("")
-        self._many = pmui.IntInput(
-            label="Frames", value=SUGGESTED, start=1, end=MOST, width=84, size="small", margin=0,
+        self._many = pmui.Select(
+            label="How many frames", options={wording.frames(n): n for n in NUMBERS},
+            value=SUGGESTED, width=120, size="small", margin=0, stylesheets=[LABEL_HIDDEN],
         )  # fmt: skip
         self._suggest = _button("Suggest", "auto_awesome", "outlined", self.suggest)
         self._label = _button("Label", "check", "contained", self.label)
@@ -214,7 +216,7 @@ class Map(pn.viewable.Viewer):
         open_ = np.flatnonzero(np.isin(self._ids, drawn) & ~np.isin(self._ids, list(done)))
         known = np.isin(self._ids, [q.frame_id for q in state.queue if q.status in LABELLED])
         rows = np.concatenate(self._parts)
-        picks = suggest(rows[open_], rows[known], self._many.value or SUGGESTED)
+        picks = suggest(rows[open_], rows[known], self._many.value)
         self._suggested = tuple(int(self._ids[open_[k]]) for k in picks)
         self._number()
         self._offer(self._campaign.glance())
@@ -258,6 +260,8 @@ class Map(pn.viewable.Viewer):
             said = "Once the first labels are learned, frames worth one can be suggested here."
         elif state.choosing:
             said = f"{wording.frames(len(state.choosing))} chosen; the engine judges them."
+        elif n and state.phase not in AT_WORK:
+            said = "They can be labelled while the campaign runs; settings can add steps."
         elif n:
             cost = wording.cost(glance, n)
             said = f"{cost[0].upper()}{cost[1:]}; 1 tells most, each adds to those before it."

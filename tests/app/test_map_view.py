@@ -111,17 +111,17 @@ def test_suggested_frames_are_numbered_and_labelled_at_a_press(argon, monkeypatc
     view = Map(campaign, Selection(), seat(campaign))
     view.update(campaign.glance())
     assert not view._suggest.disabled and not view._label.visible
-    view._many.value = 3
+    view._many.value = 4
     view.suggest()
     picks = view._suggested
     has_label = {q.frame_id for q in campaign.glance().state.queue if q.status == "trained"}
-    assert len(set(picks)) == 3 and not has_label & set(picks)
-    assert view._picks.data["number"] == ["1", "2", "3"]
+    assert len(set(picks)) == 4 and not has_label & set(picks)
+    assert view._picks.data["number"] == ["1", "2", "3", "4"]
     at = list(view._ids).index(picks[0])
     assert (view._picks.data["x"][0], view._picks.data["y"][0]) == tuple(view._points[at])
     assert (
         view._label.visible
-        and view._label.label == "Label these 3"
+        and view._label.label == "Label these 4"
         and "About" in view._said.object
     )
     view.label()
@@ -130,7 +130,7 @@ def test_suggested_frames_are_numbered_and_labelled_at_a_press(argon, monkeypatc
     assert not view._label.visible and not len(view._picks.data["x"])
     state = worker.run_inline(directory)
     found = {q.frame_id: q for q in state.queue}
-    assert [found[i].reasons for i in picks] == [("chosen",)] * 3
+    assert [found[i].reasons for i in picks] == [("chosen",)] * 4
     assert {found[i].status for i in picks} == {"trained"}
     assert {found[i].decided_by for i in picks} == {"page 1"}
 
@@ -141,7 +141,7 @@ def test_a_suggestion_that_has_its_label_meanwhile_is_dropped(learned, view, mon
     view._suggested = (trained, other)
     view._offer(learned.glance())
     assert view._suggested == (other,) and view._label.label == "Label this one"
-    assert view._label.disabled  # the campaign is at its end
+    assert view._label.disabled and "while the campaign runs" in view._said.object  # at its end
     view.clear()
     assert view._suggested == () and not view._clear.visible
 
