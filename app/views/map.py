@@ -9,7 +9,6 @@ would tell most if they were labelled, and a press has them labelled.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,7 @@ from app.seat import Seat
 from app.selection import Selection
 from app.series import KINDS
 from app.state import CampaignState, Glance
-from app.widgets.form import LABEL_HIDDEN
+from app.widgets.form import SELECT_LABEL_HIDDEN, action
 from core.campaign import events as ev
 from core.campaign.state import LABELLED, WITHOUT_LABEL, State
 from core.campaign.suggest import suggest
@@ -109,11 +108,11 @@ class Map(pn.viewable.Viewer):
         self._head, self._legend, self._said = _text(""), _text(""), _text("")
         self._many = pmui.Select(
             label="How many frames", options={wording.frames(n): n for n in NUMBERS},
-            value=SUGGESTED, width=120, size="small", margin=0, stylesheets=[LABEL_HIDDEN],
+            value=SUGGESTED, width=120, size="small", margin=0, stylesheets=[SELECT_LABEL_HIDDEN],
         )  # fmt: skip
-        self._suggest = _button("Suggest", "auto_awesome", "outlined", self.suggest)
-        self._label = _button("Label", "check", "contained", self.label)
-        self._clear = _button("Clear", "close", "text", self.clear)
+        self._suggest = action("Suggest", "auto_awesome", "outlined", self.suggest)
+        self._label = action("Label", "check", "contained", self.label)
+        self._clear = action("Clear", "close", "text", self.clear)
         buttons = pn.Row(
             self._many, self._suggest, self._label, self._clear, self._said, margin=0,
             stylesheets=[":host { gap: 8px; flex-wrap: wrap; align-items: center; }"],
@@ -190,6 +189,7 @@ class Map(pn.viewable.Viewer):
         self._size = high - low + 2 * margin
         self._x.update(start=low[0] - margin[0], end=high[0] + margin[0])
         self._y.update(start=low[1] - margin[1], end=high[1] + margin[1])
+        self._number()
         self._mark()
 
     def _mark(self) -> None:
@@ -346,13 +346,6 @@ def main_directions(
     total = float(np.maximum(values, 0).sum())
     share = float(np.maximum(values[-2:], 0).sum() / total) if total > 0 else 1.0
     return mean, directions, share
-
-
-def _button(label: str, icon: str, variant: str, act: Callable[[], None]) -> pmui.Button:
-    return pmui.Button(
-        label=label, icon=icon, variant=variant, on_click=lambda _: act(), margin=0, size="small",
-        color="primary", disable_elevation=True,
-    )  # fmt: skip
 
 
 def _text(html: str) -> pn.pane.HTML:

@@ -16,6 +16,7 @@ from app.deciding import asked, listed, swept, to_retry, undoable
 from app.seat import Seat
 from app.selection import Selection
 from app.state import CampaignState, Glance
+from app.widgets.form import action
 from app.widgets.rows import Rows
 from app.wording import kcal
 from core.campaign import events as ev
@@ -105,11 +106,11 @@ class Queue(pn.viewable.Viewer):
         self._rows.param.watch(self._on_choice, "chosen")
         selection.param.watch(lambda event: self._follow(event.new), "query")
         self._text = _text()
-        self._approve = _button("Approve", "check", "contained", self.approve)
-        self._reject = _button("Reject", "close", "outlined", self.reject)
-        self._skip = _button("Skip", "redo", "outlined", self.skip)
-        self._undo = _button("Undo", "undo", "text", self.undo)
-        self._batch = _button("Propose a batch now", "auto_awesome", "outlined", self._propose)
+        self._approve = action("Approve", "check", "contained", self.approve)
+        self._reject = action("Reject", "close", "outlined", self.reject)
+        self._skip = action("Skip", "redo", "outlined", self.skip)
+        self._undo = action("Undo", "undo", "text", self.undo)
+        self._batch = action("Propose a batch now", "auto_awesome", "outlined", self._propose)
         buttons = pn.Row(
             self._approve, self._reject, self._skip, self._undo, self._batch,
             margin=0, stylesheets=[":host { gap: 8px; flex-wrap: wrap; }"],
@@ -120,7 +121,7 @@ class Queue(pn.viewable.Viewer):
         )  # fmt: skip
         self._slider.param.watch(lambda _: self._preview(), "value")
         self._outlook = _text()
-        self._apply = _button("Apply", "done_all", "contained", self._sweep)
+        self._apply = action("Apply", "done_all", "contained", self._sweep)
         self._strip = pn.Column(
             self._slider, self._outlook, self._apply, margin=0, css_classes=["queue-sweep"],
         )  # fmt: skip
@@ -320,13 +321,6 @@ _TONES = {
     "trained": "done", "rejected": "idle", "skipped": "idle", "failed": "bad",
     "withdrawn": "idle",
 }  # fmt: skip
-
-
-def _button(label: str, icon: str, variant: str, act: Callable[[], None]) -> pmui.Button:
-    return pmui.Button(
-        label=label, icon=icon, variant=variant, on_click=lambda _: act(), margin=0, size="small",
-        color="primary", disable_elevation=True,
-    )  # fmt: skip
 
 
 def _text(*classes: str) -> pn.pane.HTML:

@@ -58,6 +58,21 @@ LABEL_HIDDEN = """
 """
 """A label that only screen readers need, because a heading says the same."""
 
+SELECT_LABEL_HIDDEN = f"""{LABEL_HIDDEN}
+.MuiOutlinedInput-notchedOutline {{ top: 0 !important; }}
+.MuiOutlinedInput-notchedOutline legend {{ display: none !important; }}
+"""
+"""The same for selects, whose outline has a gap for the label."""
+
+
+def action(label: str, icon: str, variant: str, act: Callable[[], None]) -> pmui.Button:
+    """Return a small button that does one thing."""
+    return pmui.Button(
+        label=label, icon=icon, variant=variant, on_click=lambda _: act(), margin=0, size="small",
+        color="primary", disable_elevation=True,
+    )  # fmt: skip
+
+
 _CSS = """
 :host { display: grid !important; gap: 16px 20px; align-items: start; width: 100%;
   grid-auto-rows: max-content; flex: none !important;

@@ -55,11 +55,7 @@ class Activations:
     def worth(self) -> np.ndarray:
         """Return how much of the pool's variance the label of each alone would take off, (S,)."""
         covariance, moment = self._covariance(), self.moment()
-        found = []
-        for part in self._parts():
-            along = part @ covariance
-            total = np.einsum("sd,sd->s", along @ moment, along)
-            found.append(total / (ACTIVATION_NOISE**2 + np.einsum("sd,sd->s", along, part)))
+        found = (_alone(part, covariance, moment, ACTIVATION_NOISE) for part in self._parts())
         return np.concatenate([np.zeros(0), *found])
 
     def moment(self) -> np.ndarray:
@@ -212,13 +208,9 @@ class Shortlist:
     def _worths(self, moment: np.ndarray) -> np.ndarray:
         """Return what each candidate alone would take off, (S,)."""
         if (np.diff(self._ends) == 1).all():
-            found = [np.zeros(0)]
-            for start in range(0, len(self), CHUNK):
-                rows = self._rows[start : start + CHUNK].astype(float)
-                along = rows @ self._covariance
-                total = np.einsum("rd,rd->r", along @ moment, along)
-                found.append(total / (1 + np.einsum("rd,rd->r", along, rows)))
-            return np.concatenate(found)
+            parts = (self._rows[i : i + CHUNK].astype(float) for i in range(0, len(self), CHUNK))
+            found = (_alone(part, self._covariance, moment, 1.0) for part in parts)
+            return np.concatenate([np.zeros(0), *found])
         return np.array([self._worth(self._of(i), moment) for i in range(len(self))])
 
     def _worth(self, rows: np.ndarray, moment: np.ndarray) -> float:
@@ -240,3 +232,12 @@ class Shortlist:
         self._covariance -= known @ known.T
         self._variance = None
         return known
+
+
+def _alone(
+    rows: np.ndarray, covariance: np.ndarray, moment: np.ndarray, noise: float
+) -> np.ndarray:
+    """Return what observing each row (R, D) alone would take off, (R,); see `Shortlist.choose`."""
+    along = rows @ covariance
+    total = np.einsum("rd,rd->r", along @ moment, along)
+    return total / (noise**2 + np.einsum("rd,rd->r", along, rows))

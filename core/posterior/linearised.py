@@ -153,8 +153,8 @@ class Rows:
 def _halved(block: torch.Tensor) -> torch.Tensor:
     """Return rows of single precision in half of it, where their range allows.
 
-    Rounded to 11 bits they are those of a model that differs from this one by as little: a
-    ten-thousandth of the prior spread of a force, far below its noise. Energies' are not, whose
+    Rounded to 11 bits they are those of a model that differs from this one by as little: some
+    ten-thousandths of the prior spread of a force, far below its noise. Energies' are not, whose
     prior spread is thousands of times their noise.
     """
     fits = block.dtype == torch.float32 and bool(block.abs().max() < HALF_MOST)

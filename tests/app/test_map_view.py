@@ -124,6 +124,12 @@ def test_suggested_frames_are_numbered_and_labelled_at_a_press(argon, monkeypatc
         and view._label.label == "Label these 4"
         and "About" in view._said.object
     )
+    _, mean, directions, share = view._fit
+    before, view._fit = view._points, (0, mean, -directions, share)  # found again, turned over
+    view._seen, view._looked = None, 0.0
+    view.update(campaign.glance())
+    assert not np.allclose(view._points, before)
+    assert (view._picks.data["x"][0], view._picks.data["y"][0]) == tuple(view._points[at])
     view.label()
     (posted,) = [row.command for row in campaign.reader.commands_since(0)]
     assert posted == ev.LabelFrames(frame_ids=picks, who="page 1", at=posted.at)

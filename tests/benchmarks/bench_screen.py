@@ -41,6 +41,7 @@ LISTED, PICKED, LABELLED = 5_000, 1_000, 50
 SMALL = 5_000
 """Structures on which the cascade is held against the kernel of all."""
 INTERRUPTED_S = 60
+"""When the screening is ended the first time: while it computes activations."""
 SMILES = (
     "CCO", "CC(=O)C", "NCC(=O)O", "CCOC", "c1ccccc1", "CCC(=O)N", "CCCCN", "CCOCC", "c1ccccc1C",
     "CC(=O)NC", "C1CCNCC1", "NC(CO)C(=O)O", "CCCC(=O)O", "COc1ccccc1", "CCCCCC", "CC(N)C(=O)NC",

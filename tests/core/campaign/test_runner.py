@@ -223,6 +223,24 @@ def test_a_batch_is_selected_from_what_was_collected(prepared):
     assert set(state.proposal) < set(state.ids("waiting")) and len(state.ids("waiting")) == 4
 
 
+def test_a_batch_by_sigma_is_the_least_certain_of_what_was_collected(prepared):
+    directory = prepared(
+        labelling__mode="batch", labelling__batch_size=2, labelling__batch_by="sigma",
+        trust__energy_tolerance=1e-5,
+    )  # fmt: skip
+    worker.run_inline(directory)
+    Commander(directory).post(ev.Approve(ids=(1, 2, 3)))
+    state = worker.run_inline(directory)
+    waiting = sorted(state.ids("waiting"), key=lambda i: -state.query(i).sigma_force)
+    assert state.proposal == tuple(waiting[:2]) and len(waiting) == 4
+    runner = Runner(directory)
+    runner.open()
+    frames = [runner._frame(state.query(i).frame_id).of(runner.structure) for i in waiting]
+    for sigmas, expected in (((1, 2, 3, 4), [3, 2]), ((2, 4, 3, 1), [1, 2])):
+        assert runner.engine.select(frames, sigmas, 2) == expected
+    runner.close()
+
+
 def test_steps_are_counted_exactly(prepared):
     directory = prepared()
     commander = Commander(directory)
