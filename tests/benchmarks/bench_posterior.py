@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
@@ -30,7 +31,7 @@ import torch
 from common import arguments, context, machine, measured, table
 
 from core.acquisition.coverage import Coverage
-from core.contracts import LabelSet, Spread
+from core.contracts import LabelSet, Posterior, Spread
 from core.finetuning.tuning import subset
 from core.posterior import make
 from core.potentials import load
@@ -143,15 +144,9 @@ def _rms(values: np.ndarray) -> float:
 def measure(system: str, name: str, n: int, seed: int, folder: Path) -> dict[str, Any]:
     """Update one posterior once from the foundation, and judge it on all test sets."""
     potential, labels, constant = prepared(system, n, seed, folder)
-    elements = sorted({int(z) for s in labels.structures for z in s.numbers})
-    posterior = make(
-        potential, PosteriorSettings(**POSTERIORS[name]), NOISE,
-        energy_tolerance=0.5 * KCAL_PER_MOL, elements=elements,
-    )  # fmt: skip
-    rng = np.random.default_rng(seed)
-    state = posterior.init(rng)
+    posterior, rng = begun(name, potential, labels), np.random.default_rng(seed)
     began = time.perf_counter()
-    state, info = posterior.update(state, labels, rng)
+    state, info = posterior.update(posterior.init(rng), labels, rng)
     update_s = time.perf_counter() - began
     posterior.activate(state)
     tests, checks = {}, []
@@ -165,13 +160,29 @@ def measure(system: str, name: str, n: int, seed: int, folder: Path) -> dict[str
         tests[title] = judged(spreads, test, constant)
     values = {k: v for k, v in info.values.items() if isinstance(v, float)}
     found = {"tests": tests, "update_s": update_s, "check_ms": 1e3 * min(checks), "info": values}
-    if name in PUBLISHED:
-        return found
     more = prepared(system, n + 1, seed, folder)[1]
+    if name in PUBLISHED:
+        default = begun("linearised", prepared(system, n, seed, folder)[0], labels)
+        state, _ = default.update(default.init(rng), labels, rng)
+        return found | {"default_next_s": seconds(default, state, more, rng)}
+    return found | {"next_s": seconds(posterior, state, more, rng)}
+
+
+def begun(name: str, potential: MacePotential, labels: LabelSet) -> Posterior:
+    """Return a posterior that knows nothing yet."""
+    elements = sorted({int(z) for s in labels.structures for z in s.numbers})
+    return make(
+        potential, PosteriorSettings(**POSTERIORS[name]), NOISE,
+        energy_tolerance=0.5 * KCAL_PER_MOL, elements=elements,
+    )  # fmt: skip
+
+
+def seconds(posterior: Posterior, state: Any, labels: LabelSet, rng: np.random.Generator) -> float:
+    """Return what an intervention takes: the update by labels of which all but one are known."""
     posterior.activate(state)
     began = time.perf_counter()
-    posterior.update(state, more, rng)
-    return found | {"next_s": time.perf_counter() - began}
+    posterior.update(state, labels, rng)
+    return time.perf_counter() - began
 
 
 def peers(system: str, n: int, seed: int, folder: Path, members: int) -> dict[str, Any]:
@@ -248,16 +259,20 @@ def main() -> None:
         found = measured("posterior", {k: partial(_cell, k, folder) for k in wanted()}, options)
     for n in sorted({key[2] for key in found}):
         print(_table(found, n))
-    print(machine(context(threads=THREADS, dtype=DTYPE, seeds=str(SEEDS), noise=str(NOISE))))
+    about = [machine(c["context"] | {"seeds": SEEDS, "noise": NOISE}) for c in found.values()]
+    for line, number in Counter(about).items():
+        print(f"{number} cells: {line}")
 
 
 def _cell(key: tuple[str, str, int, int], folder: Path) -> dict[str, Any]:
     system, name, n, seed = key
     if name == "untuned":
-        return untuned(system, n, seed, folder)
-    if name in PEERS:
-        return peers(system, n, seed, folder, PEERS[name])
-    return measure(system, name, n, seed, folder)
+        found = untuned(system, n, seed, folder)
+    elif name in PEERS:
+        found = peers(system, n, seed, folder, PEERS[name])
+    else:
+        found = measure(system, name, n, seed, folder)
+    return found | {"context": context(threads=THREADS, dtype=DTYPE)}
 
 
 def _table(found: dict[tuple[str, str, int, int], dict[str, Any]], n: int) -> str:

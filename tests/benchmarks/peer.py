@@ -27,8 +27,11 @@ class PeerError(Exception):
 
 
 def checkpoint(source: str, start: MacePotential, place: Path) -> Path:
-    """Return a foundation as mace-torch loads it: the file it came in, or one made of it."""
-    if source == "spice":
+    """Return a foundation as mace-torch loads it: the file it came in, or one made of it.
+
+    The file is in double precision, parts of it compiled, which mace_run_train leaves as they are.
+    """
+    if source == "spice" and start.dtype == torch.float64:
         return SPICE
     path = place / "foundation.model"
     if not path.exists():
