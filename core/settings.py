@@ -291,6 +291,11 @@ class PosteriorSettings(_Section):
         6, ge=1, le=1000, description="Steps of the mean for each label.",
         json_schema_extra=_only(kind="linearised"),
     )  # fmt: skip
+    max_rows: int = Field(
+        6000, ge=100, title="Most rows",
+        description="Energies and force components learned from; beyond, old labels keep fewer.",
+        json_schema_extra=_only(kind="linearised"),
+    )  # fmt: skip
     members: int = Field(
         32, ge=2, le=128, description="Weight samples.",
         json_schema_extra=_only(kind="linearised last-layer"),

@@ -112,5 +112,6 @@ def make(
         noise_force=noise.force,
         noise_stress=noise.stress,
         members=settings.members,
+        max_rows=settings.max_rows,
         max_iterations=settings.iterations,
     )

@@ -7,6 +7,10 @@ The mean moves by kernel steps s² Jᵀ K⁻¹ r on the *exact* residuals r, sho
 posterior improves, so predictions are never linearised. Rows age as the weights move: at each
 update a bounded number of those taken farthest away are taken anew. A constant energy bias of wide
 prior is one more parameter.
+
+Time and memory of an update go with the number of rows, which is therefore bounded: beyond it
+labels keep the forces of fewer of their atoms, old ones first. That is a subset of the data, of
+which all of the above holds; it only tells less than the whole would.
 """
 
 from __future__ import annotations
@@ -49,6 +53,10 @@ DRAWS = 256
 """Samples of a label's forces by which it is scored from all others."""
 GROUP = 8
 """Labels that are predicted at once, and whose rows `restore` takes together."""
+WHOLE = 8
+"""Newest labels, which lose rows only where the others cannot lose more."""
+ROOM = 0.1
+"""Share of the rows for which room is made once there are too many, so that it lasts a while."""
 
 
 class Rows:
@@ -93,6 +101,12 @@ class Rows:
         old, at = dict(enumerate(self.blocks)), dict(enumerate(self.taken))
         new, now = old | blocks, at | dict.fromkeys(blocks, theta)
         return Rows(self._width, tuple(new[k] for k in range(n)), tuple(now[k] for k in range(n)))
+
+    def only(self, places: dict[int, torch.Tensor]) -> Rows:
+        """Return these rows with, of some blocks, those at some places only."""
+        blocks = enumerate(self.blocks)
+        left = tuple(block[places[k]] if k in places else block for k, block in blocks)
+        return Rows(self._width, left, self.taken)
 
     def __matmul__(self, vectors: torch.Tensor) -> torch.Tensor:
         """Return J v, (R, M), for `vectors` (width, M)."""
@@ -184,6 +198,7 @@ class State:
         factor: (R, R) Cholesky factor of K/s², float64.
         directions: (M, K + 1) posterior samples of θ - θ*.
         n_labels: labels taken in. seed: of the draw of the directions.
+        atoms: of each label those whose forces have rows, in order.
     """
 
     theta: torch.Tensor
@@ -195,6 +210,7 @@ class State:
     directions: torch.Tensor
     n_labels: int = 0
     seed: int = 0
+    atoms: tuple[np.ndarray, ...] = ()
 
 
 class Linearised(Tangent):
@@ -207,8 +223,9 @@ class Linearised(Tangent):
         prior_std: s of every weight. bias_std: prior spread of the energy bias, eV.
         noise_energy, noise_force, noise_stress: label noise (eV, eV/Å, eV/Å³), model discrepancy
             included; without the last, stress is not learned from.
-        max_iterations: steps of the mean for each update, fewer once a step improves the log
-            posterior by less than this fraction (`stop_gain`).
+        max_rows: most rows of all labels together; a label has at least those of its energy,
+            its stress and one atom's force. max_iterations: steps of the mean for each update,
+            fewer once a step improves the log posterior by less than this fraction (`stop_gain`).
     """
 
     def __init__(
@@ -223,13 +240,14 @@ class Linearised(Tangent):
         noise_stress: float | None = None,
         members: int = 32,
         bias_std: float = 0.5,
+        max_rows: int = 6000,
         max_iterations: int = 6,
         stop_gain: float = 0.01,
     ) -> None:
         super().__init__(potential, elements, moving, noise_stress)
         self.prior_std, self.noise_energy, self.noise_force = prior_std, noise_energy, noise_force
         self.members_count, self.bias_std = members, bias_std
-        self.max_iterations, self.stop_gain = max_iterations, stop_gain
+        self.max_iterations, self.stop_gain, self.max_rows = max_iterations, stop_gain, max_rows
         self.prior_theta = potential.get_theta()
         self._width = len(self._columns) + 1
 
@@ -254,6 +272,7 @@ class Linearised(Tangent):
     ) -> tuple[State, Info]:
         """Condition on all of `labels`; those beyond `state.n_labels` are new."""
         iterations, objective = 0, 0.0
+        state = self._with_room(state, labels, rng)
         for _ in range(1 if state.n_labels else FIRST_ROUNDS):
             self.activate(state)
             state = self._taken(state, self._to_take(state, labels))
@@ -264,7 +283,8 @@ class Linearised(Tangent):
         state = self._with_energies(state, labels)
         state = self._drawn(state, int(rng.integers(2**32)))
         moved = float((state.theta - self.prior_theta).norm())
-        return state, Info({"iterations": iterations, "objective": objective, "moved": moved})
+        values = {"iterations": iterations, "objective": objective, "moved": moved}
+        return state, Info(values | {"rows": float(len(state.rows))})
 
     def biases(self, state: State) -> tuple[float, np.ndarray]:
         """Return the constant energy bias and its samples (M,), eV."""
@@ -276,10 +296,44 @@ class Linearised(Tangent):
     def _bias_unit(self) -> float:
         return self.bias_std / self.prior_std
 
+    def _with_room(self, state: State, labels: LabelSet, rng: np.random.Generator) -> State:
+        """Decide on the atoms of new labels, and drop rows where all would be too many."""
+        old = state.atoms
+        atoms = [*old, *(np.arange(len(s)) for s in labels.structures[len(old) :])]
+        counts = _fewer([len(a) for a in atoms], self._height(0), self.max_rows)
+        places = {
+            k: np.sort(rng.permutation(len(a))[:n])
+            for k, (a, n) in enumerate(zip(atoms, counts, strict=True))
+            if n < len(a)
+        }
+        known = state.rows.n_labels
+        state = self._without(state, {k: at for k, at in places.items() if k < known})
+        return replace(
+            state, atoms=tuple(a[places[k]] if k in places else a for k, a in enumerate(atoms))
+        )
+
+    def _without(self, state: State, places: dict[int, np.ndarray]) -> State:
+        """Drop the rows of all but some of the atoms that labels have rows of."""
+        if not places:
+            return state
+        numbers = {k: self._numbers(len(state.atoms[k]), at) for k, at in places.items()}
+        every = [torch.arange(len(state.rows))[state.rows.of(k)] for k in range(state.n_labels)]
+        left = torch.cat([at[numbers[k]] if k in numbers else at for k, at in enumerate(every)])
+        rows = state.rows.only({2 * k + 1: at[1:] - 1 for k, at in numbers.items()})
+        gram, noise = state.gram[left][:, left], state.noise[left]
+        factor = torch.linalg.cholesky(gram + torch.diag((noise / self.prior_std) ** 2))
+        return replace(state, rows=rows, gram=gram, noise=noise, factor=factor)
+
+    def _numbers(self, n: int, atoms: np.ndarray) -> torch.Tensor:
+        """Return which of the numbers of a label of n atoms belong to it, to some atoms, or all."""
+        forces = (1 + 3 * atoms[:, None] + np.arange(3)).ravel()
+        stress = np.arange(1 + 3 * n, self._height(n))
+        return torch.as_tensor(np.concatenate([[0], forces, stress]))
+
     def _to_take(self, state: State, labels: LabelSet) -> dict[int, Structure]:
         """Return the new labels, and those whose rows were taken farthest from the weights."""
         known = state.rows.n_labels
-        total = sum(self._height(s) for s in labels.structures)
+        total = sum(self._height(len(a)) for a in state.atoms)
         oldest = self._drifted(state, 1)[: min(RENEWED // total, MOST_RENEWED)]
         return {k: labels.structures[k] for k in (*oldest, *range(known, len(labels)))}
 
@@ -292,7 +346,8 @@ class Linearised(Tangent):
     def _taken(self, state: State, structures: dict[int, Structure]) -> State:
         """Take the rows of these labels at the weights of `state`, which must be active."""
         blocks = {}
-        found = side_by_side(self._blocks_of, list(structures.values()))
+        wanted = [(structure, state.atoms[k]) for k, structure in structures.items()]
+        found = side_by_side(lambda both: self._blocks_of(*both), wanted)
         for k, both in zip(structures, found, strict=True):
             blocks[2 * k], blocks[2 * k + 1] = both
         return self._with_blocks(state, blocks)
@@ -345,9 +400,14 @@ class Linearised(Tangent):
         bias[0] = self._bias_unit
         return torch.cat([rows, bias], dim=1)
 
-    def _blocks_of(self, structure: Structure) -> tuple[torch.Tensor, torch.Tensor]:
+    def _blocks_of(
+        self, structure: Structure, atoms: np.ndarray
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the two blocks of one structure; nothing holds on to what they were cut from."""
-        energy, others = self._rows_of(structure).tensor_split([1])
+        rows = self._rows_of(structure)
+        if len(atoms) < len(structure):
+            rows = rows[self._numbers(len(structure), atoms)]
+        energy, others = rows.tensor_split([1])
         return energy.clone(), _halved(others)
 
     def _energy_row_of(self, structure: Structure) -> torch.Tensor:
@@ -355,9 +415,9 @@ class Linearised(Tangent):
         row = self.potential.rows(structure, forces=False)[:, self._columns]
         return torch.cat([row, torch.full((1, 1), self._bias_unit, dtype=row.dtype)], dim=1)
 
-    def _height(self, structure: Structure) -> int:
-        """Return how many numbers a label of `structure` gives."""
-        return 1 + 3 * len(structure) + (STRESSES if self.noise_stress is not None else 0)
+    def _height(self, n_atoms: int) -> int:
+        """Return how many numbers a label gives that has the forces of so many atoms."""
+        return 1 + 3 * n_atoms + (STRESSES if self.noise_stress is not None else 0)
 
     # ------------------------------------------------------------------ mean
 
@@ -372,7 +432,7 @@ class Linearised(Tangent):
             parts = []
             for k, (i, force) in enumerate(zip(group, prediction.forces, strict=True)):
                 energy = labels.energies[i] - prediction.energies[k] - state.bias
-                parts += [[energy], (labels.forces[i] - force).ravel()]
+                parts += [[energy], (labels.forces[i] - force)[state.atoms[i]].ravel()]
                 if with_stress:
                     assert prediction.stress is not None
                     parts.append(to_voigt(labels.stress[i] - prediction.stress[k]))
@@ -491,8 +551,8 @@ class Linearised(Tangent):
         inverse = torch.cholesky_inverse(state.factor)
         weights = inverse @ target
         errors, scores, ratios, stress_ratios, at = [], [], [], [], 0
-        for structure in labels.structures:
-            block, atoms = slice(at, at + self._height(structure)), 3 * len(structure)
+        for kept in state.atoms:
+            block, atoms = slice(at, at + self._height(len(kept))), 3 * len(kept)
             at = block.stop
             covariance = torch.linalg.inv(inverse[block, block])
             error = covariance @ weights[block]
@@ -519,6 +579,8 @@ class Linearised(Tangent):
             "bias": torch.tensor([state.bias], dtype=torch.float64),
             "seed": torch.tensor([state.seed]),
             "directions": state.directions.contiguous(),
+            "atoms": torch.as_tensor(np.concatenate([np.zeros(0, int), *state.atoms])),
+            "atoms_of": torch.tensor([len(a) for a in state.atoms], dtype=torch.int64),
         }
         safetensors.torch.save_file(tensors, path)
 
@@ -535,6 +597,10 @@ class Linearised(Tangent):
         tensors = safetensors.torch.load_file(path)
         base = self.init(np.random.default_rng(0))
         state = replace(base, theta=tensors["theta"], bias=float(tensors["bias"][0]))
+        if len(counts := tensors.get("atoms_of", ())):
+            ends = np.cumsum(np.asarray(counts))[:-1]
+            state = replace(state, atoms=tuple(np.split(tensors["atoms"].numpy(), ends)))
+        state = self._with_room(state, labels, np.random.default_rng(0))
         self.activate(state)
         for group in _groups(len(labels)):
             state = self._taken(state, {k: labels.structures[k] for k in group})
@@ -544,6 +610,27 @@ class Linearised(Tangent):
         if known is not None and known.shape[1] == self._width:
             return replace(state, directions=known, seed=seed)
         return self._drawn(state, seed)
+
+
+def _fewer(atoms: Sequence[int], beside: int, most: int) -> list[int]:
+    """Return of how many atoms each label keeps forces, so that there are at most `most` rows.
+
+    Args:
+        atoms: of how many it has them now, the oldest label first. beside: its other rows.
+    """
+
+    def rows(counts: Sequence[int]) -> int:
+        return sum(beside + 3 * n for n in counts)
+
+    if rows(atoms) <= most:
+        return list(atoms)
+    for newest in (WHOLE, 0):
+        old = len(atoms) - newest
+        for cap in range(max(atoms), 0, -1):
+            found = [min(n, cap) if k < old else n for k, n in enumerate(atoms)]
+            if rows(found) <= (1 - ROOM) * most:
+                return found
+    return [1] * len(atoms)
 
 
 def _largest(covariance: torch.Tensor) -> float:

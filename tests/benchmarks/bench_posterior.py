@@ -50,6 +50,7 @@ TIMED = 20
 NOISE = Noise(energy=0.003, force=0.03)
 POSTERIORS: dict[str, dict[str, Any]] = {
     "linearised": {"kind": "linearised"},
+    "linearised, 2000 rows": {"kind": "linearised", "max_rows": 2000},
     "last-layer": {"kind": "last-layer"},
     "deep-ensemble": {"kind": "deep-ensemble"},
     "blip": {"kind": "blip"},
@@ -60,6 +61,8 @@ POSTERIORS: dict[str, dict[str, Any]] = {
 PUBLISHED = ("sghmc", "sghmc, frozen mass")
 """Up to an hour a cell: one seed, and 20 labels only. Every update is their whole schedule."""
 
+BOUNDED = "linearised, 2000 rows"
+"""Where all labels' numbers are more: with 200 of them."""
 PEERS = {"mace_run_train": 1, "mace committee": 5}
 """Trainings by mace_run_train, each on the labels less a tenth to validate with."""
 
@@ -237,7 +240,7 @@ def untuned(system: str, n: int, seed: int, folder: Path) -> dict[str, Any]:
 
 def wanted() -> list[tuple[str, str, int, int]]:
     """Return (system, posterior, labels, seed) of every cell, the quick and important first."""
-    names = [name for name in POSTERIORS if name not in PUBLISHED]
+    names = [name for name in POSTERIORS if name not in (*PUBLISHED, BOUNDED)]
     cells = [(s, "untuned", RANKED, seed) for seed in SEEDS for s in SYSTEMS]
     cells += [(s, name, RANKED, seed) for seed in SEEDS for name in names for s in SYSTEMS]
     cells += [
@@ -247,6 +250,7 @@ def wanted() -> list[tuple[str, str, int, int]]:
         (s, name, n, seed)
         for n in (RANKED, *LABELS) for seed in SEEDS for name in PEERS for s in SYSTEMS
     ]  # fmt: skip
+    cells += [(s, BOUNDED, LABELS[-1], seed) for seed in SEEDS for s in SYSTEMS]
     cells += [(s, name, RANKED, SEEDS[0]) for name in PUBLISHED for s in SYSTEMS]
     return cells
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from core.contracts import LabelSet
+from core.finetuning.tuning import subset
 from core.posterior import linearised
 from core.posterior.largest import largest_change
 from core.posterior.linearised import Linearised
@@ -285,6 +286,57 @@ def test_leaving_one_out_scores_the_stress_too(rng):
     plain = make(members=4)
     state, _ = plain.update(plain.init(rng), labels, rng)
     assert np.isnan(plain.leave_one_out(state, labels)[3]).all()
+
+
+@pytest.mark.parametrize("noise_stress", [None, 1e-4])
+def test_beyond_most_rows_labels_keep_fewer_atoms_and_the_posterior_is_that_of_those(
+    rng, tmp_path, noise_stress
+):
+    structures = crystals(rng, 14)
+    labels = with_stress(structures)
+    each, beside = 3 * len(structures[0]), 1 if noise_stress is None else 7
+    most = 12 * (each + beside)
+    posterior = make(members=4000, max_rows=most, noise_stress=noise_stress, bias_std=1e-9)
+    state = posterior.init(rng)
+    for n in (12, 13, 14):
+        state, info = posterior.update(state, subset(labels, np.arange(n)), rng)
+        assert info.values["rows"] == len(state.rows) == len(state.noise) <= most
+        assert n > 12 or len(state.rows) == most
+    kept = [len(a) for a in state.atoms]
+    assert kept == [kept[0]] * 5 + [4] * 9 and 1 <= kept[0] < 4
+    K = state.gram + torch.diag((state.noise / S) ** 2)
+    torch.testing.assert_close(state.factor, torch.linalg.cholesky(K))
+    J = torch.cat([
+        posterior.potential.rows(s, stress=noise_stress is not None)[
+            [0, *(1 + 3 * i + c for i in a for c in range(3)), *range(1 + each, each + beside)]
+        ]
+        for s, a in zip(structures, state.atoms, strict=True)
+    ])  # fmt: skip
+    torch.testing.assert_close(dense(state.rows)[:, :-1], J, rtol=2e-2, atol=1e-3)
+    test = crystals(rng, 1)[0]
+    row = posterior.potential.rows(test, forces=False).double()[0]
+    precision = J.double().T @ (J.double() / state.noise[:, None] ** 2) + torch.eye(2) / S**2
+    sigma = float((row @ torch.linalg.solve(precision, row)).sqrt())
+    assert posterior.spread(state, test).sigma_energy == pytest.approx(sigma, rel=0.05)
+    posterior.potential.set_theta(posterior.prior_theta)
+    said = posterior.potential.predict(structures)
+    left = posterior.residuals(state, labels)
+    at = slice(state.rows.of(0).start + 1, state.rows.of(0).start + 1 + 3 * kept[0])
+    expected = (labels.forces[0] - said.forces[0])[state.atoms[0]].ravel()
+    np.testing.assert_allclose(left[at], expected)
+    posterior.save(state, tmp_path / "s.safetensors")
+    again = posterior.restore(tmp_path / "s.safetensors", labels)
+    assert len(again.rows) == len(state.rows)
+    assert [list(a) for a in again.atoms] == [list(a) for a in state.atoms]
+    assert not np.isnan(posterior.leave_one_out(again, labels)[2]).any()
+
+
+def test_room_is_made_by_old_labels_first_and_no_label_is_left_without_a_force():
+    assert linearised._fewer([9] * 10, 1, 280) == [9] * 10
+    assert linearised._fewer([9] * 11, 1, 280) == [2, 2, 2, *[9] * 8]
+    assert linearised._fewer([9] * 20, 1, 480) == [5] * 12 + [9] * 8
+    assert linearised._fewer([64] * 9, 7, 300) == [7] * 9
+    assert linearised._fewer([9] * 100, 1, 200) == [1] * 100
 
 
 def test_saved_and_restored_states_agree(rng, tmp_path):
