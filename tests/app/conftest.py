@@ -1,5 +1,6 @@
 """A small argon campaign, a page served on it in a process of its own, and a watched browser."""
 
+import asyncio
 import contextlib
 import os
 import shutil
@@ -7,8 +8,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ase.build import bulk
@@ -48,6 +51,12 @@ def chromium() -> Iterator[Browser]:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield browser
         browser.close()
+
+
+def run_async(coroutine: Coroutine[Any, Any, Any]) -> None:
+    """Run in a thread of its own: in this one the loop of a browser may be running."""
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(asyncio.run, coroutine).result()
 
 
 def argon_campaign(

@@ -4,6 +4,7 @@ import asyncio
 import time
 
 from app.pulse import FASTEST_S, SHARE, SLOWEST_S, Pulse
+from tests.app.conftest import run_async
 
 
 class Page:
@@ -39,7 +40,7 @@ def watch(seconds, *pages, frames_s=None):
         await asyncio.sleep(2 * SLOWEST_S)
         assert told == [len(page.looks) for page in pages]  # closed pages are left alone
 
-    asyncio.run(run())
+    run_async(run())
 
 
 def test_without_frames_a_page_looks_now_and_then():

@@ -1,4 +1,3 @@
-import asyncio
 import json
 
 import pytest
@@ -9,6 +8,7 @@ from app.views.setup import CHOSEN, LEVELS, MAX_UPLOAD_MB, MOLECULES, Setup, cos
 from core.campaign.preflight import Trial
 from core.campaign.reader import CampaignReader
 from core.settings import fields, from_dict
+from tests.app.conftest import run_async
 
 WATER = b"3\n\nO 0 0 0\nH 0.76 0 0.59\nH -0.76 0 0.59\n"
 AMMONIUM = b"5\n\nN 0 0 0\nH .6 .6 .6\nH -.6 -.6 .6\nH -.6 .6 -.6\nH .6 -.6 -.6\n"
@@ -190,8 +190,8 @@ def test_the_cost_is_measured_and_not_invented(page, monkeypatch):
 
     monkeypatch.setattr(setup.preflight, "measure", measure)
     assert "Being measured" in page._cost.object
-    asyncio.run(page.measure())
-    asyncio.run(page.measure())
+    run_async(page.measure())
+    run_async(page.measure())
     assert asked == [("gfn2-xtb", "C2H6O")] and "2 s" in page._cost.object
     page._level.value = "GFN1-xTB"
     assert "Being measured" in page._cost.object
