@@ -6,8 +6,8 @@ posterior covariance of θ is C = s² (1 - s² Jᵀ K⁻¹ J): the joint energy-
 The mean moves from θ by Gauss-Newton steps s² Jᵀ K⁻¹ (r + J (θ - θ₀)) - (θ - θ₀) on the *exact*
 residuals r, shortened until the log posterior improves, so predictions are never linearised. (Steps
 s² Jᵀ K⁻¹ r alone have no pull to θ₀ and end far from the maximum.) Rows age as the weights move: at
-each update a bounded number of those taken farthest away are taken anew. A constant energy bias of wide
-prior is one more parameter.
+each update a bounded number of those taken farthest away are taken anew. A constant energy bias of
+wide prior is one more parameter.
 
 Time and memory of an update go with the number of rows, which is therefore bounded: beyond it
 labels keep the forces of fewer of their atoms, old ones first. That is a subset of the data, of
