@@ -3,11 +3,10 @@
 Prior N(θ₀, s²) centred on the foundation's weights; labels are an energy and 3N force rows, of
 crystals also 6 stress rows, J = ∂(E, F, σ)/∂θ with Gaussian noise Σ. With K = s² J Jᵀ + Σ the
 posterior covariance of θ is C = s² (1 - s² Jᵀ K⁻¹ J): the joint energy-force neural tangent kernel.
-The mean moves from θ by Gauss-Newton steps s² Jᵀ K⁻¹ (r + J (θ - θ₀)) - (θ - θ₀) on the *exact*
-residuals r, shortened until the log posterior improves, so predictions are never linearised. (Steps
-s² Jᵀ K⁻¹ r alone have no pull to θ₀ and end far from the maximum.) Rows age as the weights move: at
-each update a bounded number of those taken farthest away are taken anew. A constant energy bias of
-wide prior is one more parameter.
+The mean moves by kernel steps s² Jᵀ K⁻¹ r on the *exact* residuals r, shortened until the log
+posterior improves, so predictions are never linearised. Rows age as the weights move: at each
+update a bounded number of those taken farthest away are taken anew. A constant energy bias of wide
+prior is one more parameter.
 
 Time and memory of an update go with the number of rows, which is therefore bounded: beyond it
 labels keep the forces of fewer of their atoms, old ones first. That is a subset of the data, of
@@ -443,15 +442,13 @@ class Linearised(Tangent):
         return torch.as_tensor(np.concatenate([np.zeros(0), *found]))
 
     def _fit(self, state: State, labels: LabelSet) -> tuple[State, int, float]:
-        """Gauss-Newton steps to the largest log posterior, with a line search."""
+        """Kernel steps Jᵀ (JJᵀ + Σ/s²)⁻¹ r with the exact residuals r and a line search."""
         state, residual = self._with_best_bias(state, self.residuals(state, labels))
         best, done = self._objective(state, residual), 0
         while done < self.max_iterations:
             done += 1
-            away = self._deviation(state)
-            target = residual[:, None] + (state.rows @ away[:, None]).double()
-            weights = torch.cholesky_solve(target, state.factor)
-            step = state.rows.transposed(weights)[0] - away
+            weights = torch.cholesky_solve(residual[:, None], state.factor)[:, 0]
+            step = state.rows.transposed(weights[:, None])[0]
             found = self._search(state, step, labels, best)
             if found is None:
                 break
