@@ -160,11 +160,11 @@ POSTERIORS: dict[str, Any] = {
     "last-layer": "Samples of the readouts alone: small and simple, but overconfident five to "
     "fourteen times until calibrated. Take it for models too large for the default.",
     "deep-ensemble": "Several trainings from different starts: overconfident one and a half to "
-    "three times, minutes for each label. Take it to compare with what others do.",
+    "three times, a minute or two for each label. Take it to compare with what others do.",
     "blip": "Noise on the weights of one model, whose memory is all it needs: σ right within a "
     "factor of two and a half, but a weak ranking; minutes for each label.",
-    "sghmc": "The published sampler: a quarter of an hour for each label of nine atoms, energies "
-    "overconfident five to eight times. Take it to reproduce the publication.",
+    "sghmc": "The published sampler: over a hundred times the default's time for each label, "
+    "energies overconfident five to eight times. Take it to reproduce the publication.",
 }
 """When to take which, by `flywise bench posterior` (the table is in README)."""
 
