@@ -48,9 +48,11 @@ LABELS, SEEDS, RANKED = (10, 50, 200), (1, 2, 3), 20
 TIMED = 20
 """Frames judged by the clock, as a step of a simulation judges them: by few samples of forces."""
 NOISE = Noise(energy=0.003, force=0.03)
+BOUNDED = "linearised, 2000 rows"
+"""With 200 labels only; of fewer there are no more rows than that."""
 POSTERIORS: dict[str, dict[str, Any]] = {
     "linearised": {"kind": "linearised"},
-    "linearised, 2000 rows": {"kind": "linearised", "max_rows": 2000},
+    BOUNDED: {"kind": "linearised", "max_rows": 2000},
     "last-layer": {"kind": "last-layer"},
     "deep-ensemble": {"kind": "deep-ensemble"},
     "blip": {"kind": "blip"},
@@ -61,8 +63,6 @@ POSTERIORS: dict[str, dict[str, Any]] = {
 PUBLISHED = ("sghmc", "sghmc, frozen mass")
 """Up to an hour a cell: one seed, and 20 labels only. Every update is their whole schedule."""
 
-BOUNDED = "linearised, 2000 rows"
-"""Where all labels' numbers are more: with 200 of them."""
 PEERS = {"mace_run_train": 1, "mace committee": 5}
 """Trainings by mace_run_train, each on the labels less a tenth to validate with."""
 

@@ -7,11 +7,13 @@ import torch
 from core.contracts import LabelSet
 from core.finetuning.tuning import subset
 from core.posterior import linearised
+from core.posterior import make as make_posterior
 from core.posterior.largest import largest_change
 from core.posterior.linearised import Linearised
 from core.posterior.tangent import QUICK
 from core.potentials import load
 from core.potentials.lennard_jones import LennardJones
+from core.settings import Noise, PosteriorSettings
 from core.structures import Structure
 
 S, NOISE_E, NOISE_F = 0.3, 2e-3, 5e-3
@@ -329,6 +331,15 @@ def test_beyond_most_rows_labels_keep_fewer_atoms_and_the_posterior_is_that_of_t
     assert len(again.rows) == len(state.rows)
     assert [list(a) for a in again.atoms] == [list(a) for a in state.atoms]
     assert not np.isnan(posterior.leave_one_out(again, labels)[2]).any()
+
+
+def test_many_labels_at_once_keep_to_the_most_rows_of_the_settings(rng):
+    settings = PosteriorSettings(max_rows=100, members=4)
+    posterior = make_posterior(
+        LennardJones(), settings, Noise(energy=NOISE_E, force=NOISE_F), energy_tolerance=0.02
+    )
+    state, _ = posterior.update(posterior.init(rng), labelled(clusters(rng, 14)), rng)
+    assert state.n_labels == 14 and len(state.atoms) == 14 and 14 * 4 <= len(state.rows) <= 100
 
 
 def test_room_is_made_by_old_labels_first_and_no_label_is_left_without_a_force():
