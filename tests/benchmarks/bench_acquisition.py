@@ -15,6 +15,7 @@ the ten. Needs the extra `bench` (dscribe, for SOAP). Cells are kept under `resu
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any, cast
@@ -22,7 +23,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from common import arguments, context, machine, measured, named, table
-from fixed_data import kept, three_bpa
+from fixed_data import WORK, kept, three_bpa
 from pools import REACTIONS, pool
 
 from core.acquisition.features import Features, Kind, Recipe
@@ -114,8 +115,24 @@ def rows(name: str, kind: Kind, random_network: bool = False) -> list[np.ndarray
     if kind in ("ntk", "force-ntk"):
         part = slice(1) if kind == "ntk" else slice(1, None)
         return [row[part] for row in rows(name, "joint")]
+    if kind == "joint":
+        return _joint(name)
     potential = untrained() if random_network else model()
     return list(Features(potential, Recipe(kind))(data(name)[0].structures))
+
+
+def _joint(name: str) -> list[np.ndarray]:
+    """Return the joint rows of every frame of a pool, made once on this machine."""
+    path = WORK / f"{named(name, 'rows', POOL)}.npz"
+    if not path.exists():
+        found = list(Features(model(), Recipe("joint"))(data(name)[0].structures))
+        path.parent.mkdir(exist_ok=True)
+        part = path.with_name(f"{path.stem}-{os.getpid()}.part.npz")
+        np.savez(part, counts=[len(r) for r in found], rows=np.concatenate(found).astype("f4"))
+        part.replace(path)
+    with np.load(path) as kept_rows:
+        ends = np.cumsum(kept_rows["counts"])[:-1]
+        return np.split(kept_rows["rows"].astype(float), ends)
 
 
 @lru_cache(maxsize=2)

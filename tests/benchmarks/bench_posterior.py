@@ -1,6 +1,6 @@
 """Posteriors on fixed data: errors, likelihood, calibration, ranking, and what they cost.
 
-    flywise bench posterior [--only WORD]
+    flywise bench posterior [--only WORD] [--picture FILE]
 
 Ethanol at PBE from a SPICE model and from the bundled one; 3BPA trained at 300 K and tested at 300
 to 1,200 K; ethanol at GFN2-xTB from the bundled GFN1-xTB model, trained at 300 K and tested there
@@ -10,8 +10,9 @@ drawn from these σ would have with them; more of it takes σ that vary more. "d
 posterior: it ranks by the distance from the labels in the foundation's features.
 "mace_run_train" is the peer's own training from the same foundation on the same labels, and "mace
 committee" five of them with other seeds in one MACECalculator. One thread for all; times are the
-least of the seeds', since what else a machine does only adds to them. Cells are kept; delete one
-under `results/posterior` to measure it again.
+least of the seeds', since what else a machine does only adds to them. The picture holds errors and
+likelihoods of one draw against what one more label takes, the frontier drawn in. Cells are kept;
+delete one under `results/posterior` to measure it again.
 """
 
 from __future__ import annotations
@@ -257,7 +258,9 @@ def wanted() -> list[tuple[str, str, int, int]]:
 
 def main() -> None:
     """Measure what is not there yet, and print the tables."""
-    options = arguments(__doc__).parse_args()
+    parser = arguments(__doc__)
+    parser.add_argument("--picture", help="Draw the trade of cost and errors into this file.")
+    options = parser.parse_args()
     torch.set_num_threads(THREADS)
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work) / "spice"
@@ -268,6 +271,8 @@ def main() -> None:
     print(_in_one_run(found))
     for line, number in Counter(about).items():
         print(f"{number} cells: {line}")
+    if options.picture:
+        _picture(found, Path(options.picture))
 
 
 def _cell(key: tuple[str, str, int, int], folder: Path) -> dict[str, Any]:
@@ -290,6 +295,61 @@ def _in_one_run(found: dict[tuple[str, str, int, int], dict[str, Any]]) -> str:
     ]
     columns = ("system", "posterior", "labels", "its update, s", "the default's, s", "ratio")
     return table("One more label, in one run", columns, rows)
+
+
+def _picture(found: dict[tuple[str, str, int, int], dict[str, Any]], path: Path) -> None:
+    """Draw what one more label takes and what is reached, of the first draw of the labels."""
+    from matplotlib import pyplot as plt
+
+    plt.rcParams |= {"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9}
+    systems, figures = ("ethanol GFN2", "3BPA"), ("energy, meV", "forces, meV/Å", "NLL, energy")
+    shown, axes = plt.subplots(2, 3, figsize=(10, 5.6), sharex=True, layout="constrained")
+    for across, system in zip(axes, systems, strict=True):
+        points: list[list[tuple[float, float, str]]] = [[] for _ in figures]
+        for name in (*POSTERIORS, *PEERS):
+            if (cell := found.get((system, name, RANKED, SEEDS[0]))) is None:
+                continue
+            judged = cell["tests"][next(iter(SYSTEMS[system][2]))]
+            takes = cell.get("next_s", cell["update_s"])
+            points[0].append((takes, 1e3 * judged["energy"]["rmse"], name))
+            points[1].append((takes, 1e3 * judged["force"]["rmse"], name))
+            if "nll" in judged["energy"]:
+                points[2].append((takes, judged["energy"]["nll"], name))
+        for ax, title, of in zip(across, figures, points, strict=True):
+            _trade(ax, of)
+            ax.set_title(f"{system}: {title}", fontsize=9, loc="left")
+    for ax in axes[1]:
+        ax.set_xlabel("one more label, s")
+    shown.savefig(path)
+
+
+SIDES = {"mace_run_train": (True, 3), "mace committee": (False, -10), "blip": (True, -9)}
+"""Where a name stands beside its point in the picture: to the left, and points above it."""
+
+
+def _trade(ax: Any, points: list[tuple[float, float, str]]) -> None:
+    """Draw points of (seconds, figure, name), and those that no other one beats in both."""
+    best, least = [], np.inf
+    for takes, value, _ in sorted(points):
+        if value < least:
+            best.append((takes, value))
+            least = value
+    xs, ys = zip(*best, strict=True)
+    ax.step([*xs, 3e3], [*ys, ys[-1]], where="post", color="#0f6e7c", lw=1, alpha=0.5)
+    for takes, value, name in points:
+        colour = "#0f6e7c" if name == "linearised" else "#5d6875"
+        ax.plot(takes, value, "o", color=colour, ms=5)
+        left, up = SIDES.get(name, (False, 3))
+        ax.annotate(
+            name, (takes, value), (-4 if left else 4, up), textcoords="offset points",
+            ha="right" if left else "left", color=colour, size=8,
+        )  # fmt: skip
+    ax.set_xscale("log")
+    ax.set_xlim(1, 3e3)
+    ax.margins(y=0.12)
+    if max(ys := [value for _, value, _ in points]) > 10 * abs(float(np.median(ys))):
+        ax.set_yscale("symlog", linthresh=1)
+    ax.spines[["top", "right"]].set_visible(False)
 
 
 def _table(found: dict[tuple[str, str, int, int], dict[str, Any]], n: int) -> str:
