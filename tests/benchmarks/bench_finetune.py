@@ -14,6 +14,7 @@ several processes of one thread, each with another `--only`. Cells are kept; del
 
 from __future__ import annotations
 
+import re
 import tempfile
 import time
 from functools import partial
@@ -192,7 +193,7 @@ def main() -> None:
         for key in cells:
             name = "-".join(map(str, key))
             there = (RESULTS / "finetune" / f"{name}.json").exists()
-            chosen = options.only in name and not options.list
+            chosen = re.search(options.only, name) and not options.list
             beside = BESIDE.get(key[2], key[2])
             if options.pairs and ("mace", key[1], beside, *key[3:]) not in cells:
                 chosen = False

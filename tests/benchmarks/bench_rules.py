@@ -14,6 +14,7 @@ steps are done: "more than". Cells are kept under `results/rules`.
 
 from __future__ import annotations
 
+import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -221,7 +222,7 @@ class Study:
         """Return a cell; None where it is not there and not to be measured."""
         if (RESULTS / "rules" / f"{name}.json").exists():
             return cell("rules", name, make)
-        if self._listing or self._only not in name:
+        if self._listing or not re.search(self._only, name):
             return None
         print(name, flush=True)
         return cell("rules", name, make)

@@ -52,7 +52,7 @@ def arguments(about: str | None) -> argparse.ArgumentParser:
         about: the benchmark's docstring.
     """
     parser = argparse.ArgumentParser(description=(about or "").partition("\n")[0])
-    parser.add_argument("--only", default="", help="Measure cells whose name holds this word.")
+    parser.add_argument("--only", default="", help="Measure cells whose name matches it.")
     parser.add_argument("--list", action="store_true", help="Print what is there, measure nothing.")
     return parser
 
@@ -74,7 +74,7 @@ def measured(
     for key, make in wanted.items():
         name = named(*key) if isinstance(key, tuple) else str(key)
         there = (RESULTS / benchmark / f"{name}.json").exists()
-        if there or (options.only in name and not options.list):
+        if there or (re.search(options.only, name) and not options.list):
             found[key] = cell(benchmark, name, make)
             if not there:
                 print(name, flush=True)
