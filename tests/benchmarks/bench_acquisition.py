@@ -12,7 +12,8 @@ are used elsewhere: at random, farthest in SOAP, by clusters of a random network
 "random network" are these kernels with our rule, "joint, strangest" is our kernel without it, which
 chooses what is most unknown itself. A last table ranks: how what is left unknown of a frame (with
 "SOAP distance", how far it is), with the ten labelled, goes with the error of a model fine-tuned on
-the ten. Needs the extra `bench` (dscribe, for SOAP). Cells are kept under `results/acquisition`.
+the ten; another says what errors the joint kernel itself expects after each choice. Needs the
+extra `bench` (dscribe, for SOAP). Cells are kept under `results/acquisition`.
 """
 
 from __future__ import annotations
@@ -256,12 +257,35 @@ def ranked(name: str, seed: int) -> dict[str, Any]:
     return found
 
 
+def expected(name: str, seed: int) -> dict[str, Any]:
+    """Return what the joint kernel leaves unknown of the pool after each choice, energy and force.
+
+    Root mean squares, in units of the noise; without the committee, which has to be trained. The
+    joint kernel's own choice is about the best there is in this measure: how far another one is
+    behind it is what there is to gain.
+    """
+    features = rows(name, "joint")
+    found: dict[str, dict[str, list[float]]] = {}
+    for method in (m for m in METHODS if m != "committee"):
+        chosen = np.concatenate([first(name, seed), picked(name, method, seed)])
+        left = [
+            Shortlist(features, has_energy=True, train=[features[i] for i in chosen[:n]]).scores()
+            for n in BUDGETS
+        ]
+        found[method] = {
+            "energy": [float(np.sqrt(x.energy.mean())) for x in left],
+            "force": [float(np.sqrt(x.force.mean())) for x in left],
+        }
+    return found
+
+
 def wanted() -> dict[str, Callable[[], dict[str, Any]]]:
     """Return name and maker of every cell, a seed at a time."""
     found: dict[str, Callable[[], dict[str, Any]]] = {}
     for seed in SEEDS:
         for name in POOLS:
             found[named(name, "ranks", seed)] = partial(ranked, name, seed)
+            found[named(name, "expected", seed)] = partial(expected, name, seed)
             for n, method in itertools.product(BUDGETS, METHODS):
                 make = partial(learned, name, method, n, seed)
                 found[named(name, method, n, seed)] = make
@@ -304,6 +328,7 @@ def main() -> None:
         print(_curves(found, what, unit))
     print(_saved(found, RIVALS, "beside what is used elsewhere"))
     print(_saved(found, OUR_RULE, "beside other kernels with our rule"))
+    print(_expected(found))
     print(_ranks(found))
     print(machine(context(threads=THREADS, dtype=DTYPE, seeds=str(SEEDS), steps=STEPS)))
 
@@ -344,6 +369,17 @@ def _saved(found: dict[str, dict[str, Any]], rivals: tuple[str, ...], title: str
             lines.append([what, "median of the pools", "", "", *middle])
     columns = ("error", "pool", "strongest rival", "its labels", *OURS)
     return table(f"Labels for the same error: {title}", columns, lines)
+
+
+def _expected(found: dict[str, dict[str, Any]]) -> str:
+    lines = []
+    for name in POOLS:
+        cells = [c for seed in SEEDS if (c := found.get(named(name, "expected", seed)))]
+        for method in (m for m in METHODS if cells and m in cells[0]):
+            means = np.mean([c[method]["force"] for c in cells], axis=0)
+            lines.append([name, method, *(f"{value:.2f}" for value in means)])
+    columns = ("pool", "chosen by", *(f"{n} labels" for n in BUDGETS))
+    return table("Force error that the joint kernel expects, in units of the noise", columns, lines)
 
 
 def _ranks(found: dict[str, dict[str, Any]]) -> str:
