@@ -52,7 +52,7 @@ def arguments(about: str | None) -> argparse.ArgumentParser:
         about: the benchmark's docstring.
     """
     parser = argparse.ArgumentParser(description=(about or "").partition("\n")[0])
-    parser.add_argument("--only", default="", help="Measure cells whose name matches it.")
+    parser.add_argument("--only", default="", help="Measure cells whose name has this pattern.")
     parser.add_argument("--list", action="store_true", help="Print what is there, measure nothing.")
     return parser
 

@@ -1,7 +1,7 @@
 """The bundled model fine-tuned naively on frames of one molecule, many times over.
 
 All weights by Adam, as `mace_run_train` does it, with gradients compiled once for the molecule by
-what trains the bundled model: a batch takes a fifth of the time. As the composition never changes,
+what trains the bundled model: a frame takes a fifth of the time. As the composition never changes,
 the energies of isolated atoms come down to one constant, the labels' mean residual.
 """
 
@@ -29,7 +29,7 @@ BATCH, STEPS, RATE = 10, 1000, 1e-2
 FINAL, AVERAGED, CLIP = 0.01, 0.99, 10.0
 """The last rate over the first (cosine), the decay of averaged weights, the largest gradient."""
 LOSS = Loss(energy=100.0, force=10.0)
-"""With an energy's usual weight, 1, energies come out worse and forces no better."""
+"""A frame's energy weighs more than by default, as in the second stage of `mace_run_train`."""
 
 
 @dataclass(frozen=True)
