@@ -34,7 +34,7 @@ from core.acquisition.screening import Shortlist
 from core.campaign import extxyz, pool
 from core.contracts import Potential
 from core.potentials import load
-from core.structures import Structure, from_smiles
+from core.structures import Structure, closest_pair, from_smiles
 
 SIZES = (2_000, 20_000, 200_000)
 LISTED, PICKED, LABELLED = 5_000, 1_000, 50
@@ -56,8 +56,18 @@ def shaken(n: int, seed: int) -> Iterator[Structure]:
     molecules = [m for m in (from_smiles(s) for s in SMILES) if 9 <= len(m) <= 27]
     for k in range(n):
         start = molecules[k % len(molecules)]
-        far = rng.uniform(0.05, 0.15)
-        yield start.moved(start.positions + far * rng.standard_normal(start.positions.shape))
+        while True:
+            far = rng.uniform(0.05, 0.15)
+            moved = start.moved(start.positions + far * rng.standard_normal(start.positions.shape))
+            if not overlapping(moved):
+                break
+        yield moved
+
+
+def overlapping(structure: Structure) -> bool:
+    """Return whether two atoms are too near for the program to take the structure."""
+    pair = closest_pair(structure)
+    return pair is not None and pair[2] < pair[3]
 
 
 def made(n: int, seed: int = 1) -> Path:
@@ -94,7 +104,7 @@ def screened(n: int, *options: str, interrupt: bool = False) -> dict[str, Any]:
         said = running.stdout.read()
         _, status, usage = os.wait4(running.pid, 0)
         if status != 0:
-            raise RuntimeError(f"flywise screen ended with {status}")
+            raise RuntimeError(f"flywise screen ended with {os.waitstatus_to_exitcode(status)}")
         figures = json.loads(said.strip().splitlines()[-1])
     return {
         "figures": figures, "before_s": before, "wall_s": time.perf_counter() - began,
