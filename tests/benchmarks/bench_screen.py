@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from common import arguments, context, machine, measured, table
@@ -155,9 +155,7 @@ def recall() -> dict[str, Any]:
 
 
 def _potential() -> Potential:
-    potential = load("bundled", dtype="float32")
-    assert isinstance(potential, Potential)
-    return potential
+    return cast(Potential, load("bundled", dtype="float32"))
 
 
 def main() -> None:
