@@ -41,6 +41,8 @@ Precision = Annotated[str, typer.Option(help="float32 or float64.")]
 Device = Annotated[str, typer.Option(help="Where the model computes: cpu or cuda.")]
 Threads = Annotated[int, typer.Option(min=0, max=64, help="CPU threads; 0 for all.")]
 Head = Annotated[str | None, typer.Option(help="Of a model with several heads, the one to use.")]
+LISTED = 5
+"""Structures a screening names one by one, of those it leaves out."""
 PATIENCE_S = 10.0
 """Longest wait for a worker that is at work."""
 
@@ -523,6 +525,11 @@ def screen(
         ) from None
     stages = [f"{name:<12}{seconds:.0f} s" for name, seconds in figures["stages_s"].items()]
     chosen = f"chosen      {figures['chosen']:,} of {figures['pool']:,}, written to {out}"
+    left_out = figures["left_out"]
+    for place, why in [*left_out.items()][:LISTED]:
+        _say(f"left out    structure {place}: {why}")
+    if len(left_out) > LISTED:
+        _say(f"left out    {len(left_out):,} structures in all (--json lists them)")
     _print(figures, as_json, [*stages, chosen])
 
 

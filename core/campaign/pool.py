@@ -8,7 +8,8 @@ Files are foreign: nothing in them is evaluated, and every structure is checked.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from core.campaign import extxyz
 from core.campaign.labels import structure_of
 from core.campaign.reader import CampaignReader
 from core.campaign.store import DATABASE
-from core.errors import InputError, StructureError
+from core.errors import InputError
 from core.structures import Structure, check
 
 NUMBERS = ("atomic_numbers", "species", "numbers")
@@ -30,10 +31,24 @@ ACCEPTED = "extended XYZ (.extxyz, .xyz), an ASE database (.db), HDF5 (.h5, .hdf
 
 
 def structures(path: Path) -> Iterator[Structure]:
-    """Yield the structures of a pool, in the order that gives them their numbers.
+    """Yield the structures of a pool that has to be acceptable as a whole.
 
     Raises:
         InputError: there is no such pool, or which of its structures cannot be taken, and why.
+    """
+    for place, given in enumerate(each(path)):
+        if isinstance(given, InputError):
+            raise InputError(f"{path.name}, structure {place}: {given}") from given
+        yield given
+
+
+def each(path: Path) -> Iterator[Structure | InputError]:
+    """Yield the structures of a pool, in the order that gives them their numbers.
+
+    In place of one that cannot be taken comes the reason.
+
+    Raises:
+        InputError: there is no such pool, or where the file itself is broken.
     """
     if (path / DATABASE).is_file():
         yield from _of_campaign(path)
@@ -45,40 +60,39 @@ def structures(path: Path) -> Iterator[Structure]:
         raise InputError(f"{path} is no pool; accepted: {ACCEPTED}.")
     done = 0
     try:
-        for structure in kinds[suffix](path):
-            yield structure
+        for given in kinds[suffix](path):
+            yield given
             done += 1
-    except (InputError, StructureError, OSError, UnicodeDecodeError) as error:
+    except (InputError, OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path.name}, structure {done}: {error}") from error
 
 
-def _of_xyz(path: Path) -> Iterator[Structure]:
+def _of_xyz(path: Path) -> Iterator[Structure | InputError]:
     with open(path, encoding="utf-8") as file:
         for frame in extxyz.stream(file):
-            try:
-                yield structure_of(frame)
-            except InputError as error:
-                raise InputError(f"the frame at line {frame.line}: {error}") from error
+            taken = _taken(partial(structure_of, frame))
+            if isinstance(taken, InputError):
+                taken = InputError(f"the frame at line {frame.line}: {taken}")
+            yield taken
 
 
-def _of_database(path: Path) -> Iterator[Structure]:
+def _of_database(path: Path) -> Iterator[Structure | InputError]:
     import ase.db
 
     try:
         with ase.db.connect(str(path), type="db") as database:
             for row in database.select(include_data=False):
                 a, b, c = (bool(periodic) for periodic in row.pbc)
-                yield check(
-                    Structure(
-                        np.array(row.numbers, dtype=int), np.array(row.positions, dtype=float),
-                        np.array(row.cell, dtype=float), (a, b, c), round(row.get("charge", 0)),
-                    )
+                structure = Structure(
+                    np.array(row.numbers, dtype=int), np.array(row.positions, dtype=float),
+                    np.array(row.cell, dtype=float), (a, b, c), round(row.get("charge", 0)),
                 )  # fmt: skip
+                yield _taken(partial(check, structure))
     except sqlite3.DatabaseError as error:
         raise InputError(f"it is no ASE database ({error})") from error
 
 
-def _of_hdf5(path: Path) -> Iterator[Structure]:
+def _of_hdf5(path: Path) -> Iterator[Structure | InputError]:
     import h5py
 
     with h5py.File(path, "r") as file:
@@ -98,7 +112,7 @@ def _of_hdf5(path: Path) -> Iterator[Structure]:
             yield from _of_group(group)
 
 
-def _of_group(group: Any) -> Iterator[Structure]:
+def _of_group(group: Any) -> Iterator[Structure | InputError]:
     given, coordinates = _dataset(group, NUMBERS), _dataset(group, COORDINATES)
     if coordinates is None or coordinates.ndim != 3:
         raise InputError(f"group {group.name} has no coordinates (frames, atoms, 3)")
@@ -107,7 +121,15 @@ def _of_group(group: Any) -> Iterator[Structure]:
         raise InputError(f"group {group.name} is in {unit[:20]!r}; accepted: {', '.join(LENGTHS)}")
     numbers = np.asarray(given[:], dtype=int)
     for frame in coordinates:
-        yield check(Structure(numbers, LENGTHS[unit] * np.asarray(frame, dtype=float)))
+        structure = Structure(numbers, LENGTHS[unit] * np.asarray(frame, dtype=float))
+        yield _taken(partial(check, structure))
+
+
+def _taken(made: Callable[[], Structure]) -> Structure | InputError:
+    try:
+        return made()
+    except InputError as error:
+        return error
 
 
 def _dataset(group: Any, names: tuple[str, ...]) -> Any:

@@ -100,8 +100,9 @@ def screen(order: Order, told: Progress = lambda *_: None) -> dict[str, Any]:
     """Choose, write the chosen structures to `order.out`, and return the figures.
 
     Raises:
-        InputError: pool, training file, kernel or selection are not acceptable. ModelError: the
-            model does not know an element.
+        InputError: pool, training file, kernel or selection are not acceptable. Structures of the
+            pool that are not, or have elements unknown to the model, are left out and told of.
+        ModelError: the model does not know an element of the training file.
     """
     kind = order.recipe.kind
     for option, given, accepted in (("--kernel", kind, KINDS), ("--select", order.select, SELECT)):
@@ -114,11 +115,15 @@ def screen(order: Order, told: Progress = lambda *_: None) -> dict[str, Any]:
     began = time.perf_counter()
     potential = cast(Potential, load(order.model, dtype=order.dtype, device=order.device))
     train = [] if order.train is None else list(pool.structures(order.train))
+    for structure in train:
+        potential.check(structure)
+    source = Source(order.pool, potential)
     parts, clock = _parts(order, potential), _Clock(told)
-    known = _activations(order, potential, parts, train, clock)
+    known = _activations(order, source, potential, parts, train, clock)
     scores, stages = known.scores(), {"activations": clock.seconds}
     short, stand = _shortlisted(order, known, scores)
-    candidates, listed = _read(order.pool, short), None
+    places = np.array(source.places, dtype=int)[short]
+    candidates, listed = _read(order.pool, places), None
     left = Scores(np.full(len(short), np.nan), np.full(len(short), np.nan))
     if kind != "activation":
         clock = _Clock(told)
@@ -131,26 +136,28 @@ def screen(order: Order, told: Progress = lambda *_: None) -> dict[str, Any]:
     novelties = _novelties(potential, train, structures)
     choices = [
         Choice(
-            int(short[i]), float(scores[short[i]]), float(left.energy[i]), float(left.force[i]), d
+            int(places[i]), float(scores[short[i]]), float(left.energy[i]), float(left.force[i]), d
         )
         for i, d in zip(picks, novelties, strict=True)
     ]
     _write(order.out, structures, choices)
     parts.remove()
     return {
-        "pool": len(scores), "chosen": len(choices), "train": len(train), "kernel": kind,
-        "select": order.select, "stages_s": stages, "wall_s": time.perf_counter() - began,
+        "pool": len(scores), "left_out": source.left_out, "chosen": len(choices),
+        "train": len(train), "kernel": kind, "select": order.select, "stages_s": stages,
+        "wall_s": time.perf_counter() - began,
         "choices": [asdict(c) | {"reason": c.reason} for c in choices],
     }  # fmt: skip
 
 
 def _activations(
-    order: Order, potential: Potential, parts: Parts, train: list[Structure], clock: _Clock
-) -> Activations:
+    order: Order, source: Source, potential: Potential, parts: Parts, train: list[Structure],
+    clock: _Clock,
+) -> Activations:  # fmt: skip
     """Return those of the pool and of the training set; what is kept of the pool's is taken up."""
     features = Features(potential, Recipe("activation"))
     kept = parts.rows("activations", features.width)
-    rest = itertools.islice(pool.structures(order.pool), len(kept), None)
+    rest = itertools.islice(source, len(kept), None)
     kept.extend(_in_batches(features, rest), clock.of("activations", len(kept)))
     labelled = [np.zeros((0, features.width)), *_in_batches(features, iter(train))]
     return Activations(kept.table(), np.concatenate(labelled))
@@ -224,8 +231,8 @@ def _height(kernel: Kind, structure: Structure) -> int:
 def _read(path: Path, wanted: np.ndarray) -> list[Structure]:
     """Return some of the pool's structures, in the order they are wanted."""
     asked = set(wanted.tolist())
-    found = {i: s for i, s in enumerate(pool.structures(path)) if i in asked}
-    return [found[i] for i in wanted.tolist()]
+    found = {i: s for i, s in enumerate(pool.each(path)) if i in asked}
+    return [cast(Structure, found[i]) for i in wanted.tolist()]
 
 
 def _novelties(
@@ -255,6 +262,42 @@ def _write(path: Path, chosen: list[Structure], choices: list[Choice]) -> None:
             for s, c in zip(chosen, choices, strict=True)
         ),
     )  # fmt: skip
+
+
+class Source:
+    """A pool's structures that the model can take.
+
+    Attributes:
+        places: of those read so far, their numbers in the pool. left_out: the reason by number.
+    """
+
+    def __init__(self, path: Path, potential: Potential) -> None:
+        self._path, self._potential = path, potential
+        self.places: list[int] = []
+        self.left_out: dict[int, str] = {}
+
+    def __iter__(self) -> Iterator[Structure]:
+        """Read the pool once.
+
+        Raises:
+            InputError: there is no pool, the file is broken, or nothing in it can be taken.
+        """
+        for place, given in enumerate(pool.each(self._path)):
+            try:
+                if isinstance(given, InputError):
+                    raise given
+                self._potential.check(given)
+            except InputError as error:
+                self.left_out[place] = str(error)
+                continue
+            self.places.append(place)
+            yield given
+        if self.left_out and not self.places:
+            first, why = next(iter(self.left_out.items()))
+            raise InputError(
+                f"None of the {len(self.left_out)} structures of {self._path.name} can be taken; "
+                f"structure {first}: {why}"
+            )
 
 
 class _Clock:

@@ -54,6 +54,9 @@ def test_the_same_structures_from_every_format(structures, tmp_path):
     same(list(pool.structures(tmp_path / "pool.h5")), by_size)
 
 
+URANIUM = Structure(np.array([92]), np.zeros((1, 3)), spin=4)
+
+
 def order(tmp_path, structures, kernel="joint", **given):
     path = write(tmp_path / "pool.extxyz", structures)
     given = {"n": 3, "shortlist": 6} | given
@@ -148,6 +151,37 @@ def test_a_row_written_by_half_is_computed_again(tmp_path):
     assert len(again) == 1
 
 
+@pytest.mark.parametrize("kernel", ["activation", "joint"])
+def test_structures_that_cannot_be_taken_are_left_out_and_named(
+    structures, tmp_path, monkeypatch, kernel
+):
+    """They change nothing of what is chosen, also where the screening is interrupted."""
+    monkeypatch.setattr(module, "BATCH", 4)
+    clean = screen(order(tmp_path, structures, kernel))
+    assert clean["left_out"] == {}
+    overlapping = structures[1].moved(structures[1].positions * 0.2)
+    mixed = [overlapping, *structures[:5], URANIUM, *structures[5:], overlapping]
+    given = order(tmp_path, mixed, kernel)
+
+    def stop(at, done, seconds):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        screen(given, stop)
+    found = screen(given)
+    assert list(found["left_out"]) == [0, 6, 14] and found["pool"] == 12
+    assert "overlap" in found["left_out"][0] and "does not know U" in found["left_out"][6]
+    places = [i for i in range(len(mixed)) if i not in found["left_out"]]
+    assert [c["index"] for c in found["choices"]] == [places[c["index"]] for c in clean["choices"]]
+    same(
+        list(pool.structures(given.out)), [mixed[c["index"]] for c in found["choices"]],
+    )  # fmt: skip
+    with pytest.raises(InputError, match="pool.extxyz, structure 0: the frame at line 2: .*overla"):
+        list(pool.structures(given.pool))
+    with pytest.raises(InputError, match=r"None of the 2 structures of pool\.extxyz can be taken"):
+        screen(order(tmp_path, [overlapping, URANIUM], kernel))
+
+
 def test_what_is_refused_says_where(structures, tmp_path):
     with pytest.raises(InputError, match="There is no pool"):
         screen(Order(tmp_path / "none.extxyz", 1, tmp_path / "o.extxyz"))
@@ -164,9 +198,9 @@ def test_what_is_refused_says_where(structures, tmp_path):
         screen(order(tmp_path, structures, select="y"))
     with pytest.raises(InputError, match=r"ending in \.extxyz"):
         screen(Order(tmp_path / "pool.extxyz", 1, tmp_path / "out.csv"))
-    uranium = Structure(np.array([92]), np.zeros((1, 3)), spin=4)
+    given = order(tmp_path, structures, train=write(tmp_path / "train.extxyz", [URANIUM]))
     with pytest.raises(ModelError, match="does not know U"):
-        screen(order(tmp_path, [*structures, uranium]))
+        screen(given)
     with h5py.File(tmp_path / "bad.h5", "w") as file:
         file["x"] = 1
     with pytest.raises(InputError, match="no group has atomic_numbers"):
