@@ -6,9 +6,9 @@ A pool generated here: molecules of C, H, N and O with 9 to 27 atoms, shaken by 
 extended XYZ; fifty others are labelled already. `flywise screen` runs as a process of its own, on
 all cores: activations of 2,000 to 200,000 structures, whose times give the slope; the whole cascade
 on 200,000, the best 5,000 of them by the joint kernel, 1,000 picked, interrupted once while it
-computes activations and gone on with. What the cascade loses is measured on 5,000 structures: the
-same number chosen with all of them on the shortlist, beside shortlists of the same share as above
-and of the default, and how much is left unknown of the pool afterwards. Cells are kept under
+computes activations and gone on with. What the cascade loses is measured on 5,000 structures: as
+many chosen with all of them on the shortlist, beside the shortlist of five for each (as above, and
+the default), and how much is left unknown of the pool afterwards. Cells are kept under
 `results/screen`.
 """
 
@@ -140,13 +140,12 @@ def recall() -> dict[str, Any]:
 
     every = Shortlist(rows, has_energy=True, train=train).choose(10 * n)
     found: dict[str, Any] = {"nothing": left([])}
-    for picked, lists in ((n, (same_share, 5 * n)), (10 * n, (10 * same_share, 50 * n))):
+    for picked, listed in ((n, same_share), (10 * n, 10 * same_share)):
         found[f"all, {picked}"] = {"shared": 1.0, "left": left(every[:picked])}
-        for listed in lists:
-            options = ("-n", str(picked), "--shortlist", str(listed))
-            chosen = [c["index"] for c in screened(SMALL, *options)["figures"]["choices"]]
-            shared = len({*chosen} & {*every[:picked]}) / picked
-            found[f"{listed}, {picked}"] = {"shared": shared, "left": left(chosen)}
+        options = ("-n", str(picked), "--shortlist", str(listed))
+        chosen = [c["index"] for c in screened(SMALL, *options)["figures"]["choices"]]
+        shared = len({*chosen} & {*every[:picked]}) / picked
+        found[f"{listed}, {picked}"] = {"shared": shared, "left": left(chosen)}
         rng = np.random.default_rng(0)
         drawn = [int(i) for i in rng.permutation(SMALL)[:picked]]
         shared = len({*drawn} & {*every[:picked]}) / picked
