@@ -115,12 +115,18 @@ def screened(n: int, *options: str, interrupt: bool = False) -> dict[str, Any]:
 def whole() -> dict[str, Any]:
     """Screen the largest pool by the cascade, interrupted once."""
     options = ("-n", str(PICKED), "--shortlist", str(LISTED))
-    return screened(SIZES[-1], *options, interrupt=True)
+    return _brief(screened(SIZES[-1], *options, interrupt=True))
 
 
 def by_activations(n: int) -> dict[str, Any]:
     """Screen by activations alone."""
-    return screened(n, "-n", "100", "--kernel", "activation")
+    return _brief(screened(n, "-n", "100", "--kernel", "activation"))
+
+
+def _brief(found: dict[str, Any]) -> dict[str, Any]:
+    """Return the same without what was chosen."""
+    figures = {name: value for name, value in found["figures"].items() if name != "choices"}
+    return found | {"figures": figures}
 
 
 def recall() -> dict[str, Any]:
