@@ -11,7 +11,7 @@ import hashlib
 import itertools
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -211,7 +211,7 @@ def _chosen(
 def _tangents(
     order: Order, potential: Potential, parts: Parts, short: np.ndarray,
     candidates: list[Structure], clock: _Clock,
-) -> list[np.ndarray]:  # fmt: skip
+) -> Sequence[np.ndarray]:  # fmt: skip
     """Return the rows of every candidate of the shortlist; what is kept of them is taken up."""
     kind, features = order.recipe.kind, Features(potential, order.recipe)
     ends = np.cumsum([0, *(_height(kind, s) for s in candidates)])
@@ -220,8 +220,7 @@ def _tangents(
     done = int(np.searchsorted(ends, len(kept), side="right")) - 1
     kept.cut(int(ends[done]))
     kept.extend(features(candidates[done:]), clock.of(kind, done, by_row=False))
-    table = kept.table()
-    return [np.asarray(table[a:b]) for a, b in itertools.pairwise(ends)]
+    return Blocks(kept, ends)
 
 
 def _height(kernel: Kind, structure: Structure) -> int:
@@ -352,6 +351,28 @@ class Rows:
         if n == 0:
             return np.zeros((0, self._width), dtype=np.float32)
         return np.memmap(self._path, dtype="<f4", mode="r", shape=(n, self._width))
+
+    def part(self, first: int, end: int) -> np.ndarray:
+        """Return rows `first` to `end`, read from the file."""
+        each = 4 * self._width
+        read = np.fromfile(self._path, "<f4", (end - first) * self._width, offset=each * first)
+        return read.reshape(-1, self._width)
+
+
+class Blocks(Sequence[np.ndarray]):
+    """The rows of each of several candidates, read from the file whenever they are asked for.
+
+    Pages mapped from a file count as memory in use; a shortlist's would be there twice.
+    """
+
+    def __init__(self, rows: Rows, ends: np.ndarray) -> None:
+        self._rows, self._ends = rows, ends.tolist()
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, i: Any) -> Any:
+        return self._rows.part(self._ends[i], self._ends[i + 1])
 
 
 class Parts:

@@ -108,7 +108,7 @@ def screened(n: int, *options: str, interrupt: bool = False) -> dict[str, Any]:
         figures = json.loads(said.strip().splitlines()[-1])
     return {
         "figures": figures, "before_s": before, "wall_s": time.perf_counter() - began,
-        "peak_MB": usage.ru_maxrss / 1024, "context": context(),
+        "peak_MB": usage.ru_maxrss * 1024 / 1e6, "context": context(),
     }  # fmt: skip
 
 

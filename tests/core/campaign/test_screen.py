@@ -8,7 +8,7 @@ import pytest
 from core.acquisition.features import Recipe
 from core.campaign import extxyz, pool
 from core.campaign import screen as module
-from core.campaign.screen import Order, Rows, screen
+from core.campaign.screen import Blocks, Order, Rows, screen
 from core.errors import InputError, ModelError
 from core.structures import Structure, from_name
 
@@ -149,6 +149,14 @@ def test_a_row_written_by_half_is_computed_again(tmp_path):
     assert len(again) == 2 and (again.table() == 1).all()
     again.cut(1)
     assert len(again) == 1
+
+
+def test_blocks_of_rows_are_read_from_the_file(tmp_path):
+    rows, given = Rows(tmp_path / "rows", 3), np.arange(15.0).reshape(5, 3)
+    rows.extend([given], lambda n: None)
+    blocks = Blocks(rows, np.array([0, 2, 2, 5]))
+    assert len(blocks) == 3
+    np.testing.assert_equal(list(blocks), [given[:2], given[:0], given[2:]])
 
 
 @pytest.mark.parametrize("kernel", ["activation", "joint"])
