@@ -24,7 +24,7 @@ from bokeh.models import (
     Range1d,
     WheelZoomTool,
 )
-from bokeh.models.annotations import BoxAnnotation, Label, Span
+from bokeh.models.annotations import BoxAnnotation, Span
 from bokeh.models.tools import PanTool
 from bokeh.plotting import figure
 
@@ -67,8 +67,16 @@ _HEAD_CSS = """
 .head { display: flex; align-items: baseline; gap: 8px; padding: 0 10px; line-height: 16px;
   white-space: nowrap; overflow: hidden; }
 .head b { font-weight: 600; font-size: 12px; overflow: hidden; text-overflow: ellipsis; }
-.head .now { margin-left: auto; font-size: 12px; font-variant-numeric: tabular-nums; }
+.head .limit { margin-left: auto; font-size: 11px; color: var(--fw-muted); }
+.head .limit::before { content: ""; display: inline-block; width: 15px; margin-right: 5px;
+  border-top: 1px dashed currentColor; vertical-align: middle; }
+.head i { font-style: normal; }
+.head .bound { color: var(--fw-bad); }
+.head .now { min-width: 84px; text-align: right; font-size: 12px;
+  font-variant-numeric: tabular-nums; }
+.head .now:nth-child(2) { margin-left: auto; }
 .head .over { color: var(--fw-bad); }
+@media (max-width: 500px) { .head i { display: none; } .head .now { min-width: 68px; } }
 """
 _FOLLOW_CSS = ":host { margin: 0 6px 0 auto !important; } button { padding: 0 8px; height: 24px; }"
 
@@ -395,10 +403,9 @@ class Plot:
             fill_color="fill", marker=f"{self.column}_shape",
         )  # fmt: skip
         self._limit: Any = Span(location=0, dimension="width", line_width=1.3, line_dash="dashed")
-        self._limit_text = _label(y=0, y_offset=1)
         self._shade = BoxAnnotation(left=0, right=0, fill_alpha=0.14, line_color=None)
         self._here = Span(location=0, dimension="height", line_width=1.2, visible=False)
-        for item in (self._limit, self._limit_text, self._shade, self._here):
+        for item in (self._limit, self._shade, self._here):
             self.figure.add_layout(item)
         self._hover = HoverTool(
             renderers=[self._line], mode="vline", line_policy="nearest", show_arrow=False,
@@ -420,11 +427,9 @@ class Plot:
 
     def scale(self, values: np.ndarray, limit: float | None, trusted_from: float) -> None:
         """Fit the axis to finite values on the screen, draw the limit, shade what lacks trust."""
-        self._limit.visible = self._limit_text.visible = limit is not None
+        self._limit.visible = limit is not None
         if limit is not None:
-            word = "target" if self.column == "temperature" else "tolerance"
-            self._limit.location = self._limit_text.y = limit
-            self._limit_text.text = f"{word} {wording.figures(limit, 3 if word == 'target' else 2)}"
+            self._limit.location = limit
         if self.column in BOUNDS:
             low, high = 0.0, bound_axis(values, limit)
         else:
@@ -442,9 +447,18 @@ class Plot:
         limit = self._limit.location if self._limit.visible else np.inf
         over = " over" if self.column in BOUNDS and value > limit else ""
         self._head.object = (
-            f'<div class="head"><b>{title}</b><span class="now{over}">{shown} {trace.unit}</span>'
-            "</div>"
+            f'<div class="head"><b>{title}</b>{self._limit_shown()}'
+            f'<span class="now{over}">{shown} {trace.unit}</span></div>'
         )
+
+    def _limit_shown(self) -> str:
+        """Return what the dashed line stands for, in its colour, or nothing."""
+        if not self._limit.visible:
+            return ""
+        target = self.column == "temperature"
+        number = wording.figures(self._limit.location, 3 if target else 2)
+        kind, word = ("", "target") if target else (" bound", "tolerance")
+        return f'<span class="limit{kind}"><i>{word}</i> {number}</span>'
 
     def point(self, step: float | None) -> None:
         """Mark a step with a vertical line, or none."""
@@ -474,7 +488,7 @@ class Plot:
         self._dots.glyph.fill_color = p.accent
         self._lost.glyph.line_color = p.muted
         target = self.column == "temperature"
-        self._limit.line_color = self._limit_text.text_color = p.muted if target else p.bad
+        self._limit.line_color = p.muted if target else p.bad
         self._shade.fill_color = p.shade
         self._here.line_color = p.text
         self._hover.tooltips = (
@@ -490,13 +504,6 @@ def _drawn_size(shown: figure) -> tuple[float, float]:
         return float(shown.inner_width), float(shown.inner_height)
     except UnsetValueError:  # not drawn yet
         return 500.0, 60.0
-
-
-def _label(**given: Any) -> Label:
-    return Label(
-        x=6, x_units="screen", text="", text_font=theme.FONT, text_font_size="10.5px",
-        text_baseline="bottom", **given,
-    )  # fmt: skip
 
 
 def _no_marks(names: tuple[str, ...]) -> dict[str, list[Any]]:
