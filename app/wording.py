@@ -53,6 +53,17 @@ def figures(value: float | None, digits: int = 2) -> str:
     return f"{value:.{min(decimals, 6)}f}"
 
 
+def beside(value: float, limit: float | None, digits: int = 2) -> str:
+    """Return a number with as many digits as tell it from the limit it is shown beside, up to 4."""
+    shown = figures(value, digits)
+    if limit is None or value == limit or not math.isfinite(value):
+        return shown
+    while digits < 4 and float(shown) == float(figures(limit, digits)):
+        digits += 1
+        shown = figures(value, digits)
+    return shown
+
+
 def duration(seconds: float | None) -> str:
     """Return "0.4 s", "12 s", "3 min 05 s" or "2 h 10 min"."""
     if seconds is None or not math.isfinite(seconds):

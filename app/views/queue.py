@@ -359,7 +359,8 @@ def _worst(state: State, q: Query) -> tuple[str, bool]:
     if not known:
         return "", False
     bound, tolerance, scale, unit = max(known, key=lambda b: b[0] / b[1])
-    return f"± {wording.figures(scale * bound)} {unit}", bound > tolerance
+    shown = wording.beside(scale * bound, scale * tolerance)
+    return f"± {shown} {unit}", bound > tolerance
 
 
 def _short(q: Query) -> str:
@@ -431,7 +432,7 @@ def _table(rows: list[tuple[str, str]]) -> str:
 
 
 def _bound(value: float, tolerance: float | None, unit: str) -> str:
-    shown = f"± {wording.figures(value)} {unit}"
+    shown = f"± {wording.beside(value, tolerance)} {unit}"
     if tolerance is None:
         return shown
     over = ' class="over"' if value > tolerance else ""

@@ -442,10 +442,13 @@ class Plot:
         """Write the heading."""
         trace, share = self.trace, glance.state.settings.trust.confidence
         title = f"{trace.title} ({100 * share:g} %)" if self.column in BOUNDS else trace.title
-        shown = f"{value:.{trace.digits}f}".replace("-", "\N{MINUS SIGN}")
-        shown = shown if np.isfinite(value) else "–"
-        limit = self._limit.location if self._limit.visible else np.inf
-        over = " over" if self.column in BOUNDS and value > limit else ""
+        over, limit = "", self._limit.location if self._limit.visible else None
+        if self.column in BOUNDS:
+            shown = wording.beside(value, limit)
+            over = " over" if limit is not None and value > limit else ""
+        else:
+            shown = f"{value:.{trace.digits}f}".replace("-", "\N{MINUS SIGN}")
+            shown = shown if np.isfinite(value) else "–"
         self._head.object = (
             f'<div class="head"><b>{title}</b>{self._limit_shown()}'
             f'<span class="now{over}">{shown} {trace.unit}</span></div>'

@@ -73,6 +73,17 @@ def test_figures_are_significant(value, text):
     assert wording.figures(value) == text
 
 
+@pytest.mark.parametrize(
+    ("value", "limit", "text"),
+    [
+        (0.1034, 0.1, "0.103"), (0.09996, 0.1, "0.09996"), (0.1, 0.1, "0.10"), (0.13, 0.1, "0.13"),
+        (0.1 + 1e-9, 0.1, "0.1000"), (0.1034, None, "0.10"), (float("nan"), 0.1, "–"),
+    ],
+)  # fmt: skip
+def test_a_bound_is_told_from_its_tolerance(value, limit, text):
+    assert wording.beside(value, limit) == text
+
+
 def test_reasons_name_what_may_be_wrong():
     both = wording.reasons(query(reasons=("energy", "force")))
     assert both.startswith("The energy and a force may be off")
