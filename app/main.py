@@ -24,6 +24,7 @@ import panel_material_ui as pmui
 import param
 from panel.io import hold
 from panel.io.state import set_curdoc
+from panel.reactive import Syncable
 from panel.util import edit_readonly
 from tornado.iostream import StreamClosedError
 from tornado.websocket import WebSocketClosedError
@@ -286,6 +287,12 @@ class Desk:
         variables = theme.variables(theme.palette(bool(self.page.dark_theme)))
         self._frame.stylesheets = [_DESK_CSS, variables]
         self._bar.stylesheets = [_BAR_CSS, variables]
+
+
+for _step in (Syncable._change_coroutine, Syncable._event_coroutine):
+    # What a person does, Panel else answers without the document's lock where two things happened
+    # within its 50 ms; Bokeh refuses changes of plots then, and the answer is lost midway.
+    setattr(_step, "lock", True)  # noqa: B010  read by panel.io.server.async_execute
 
 
 def _page(title: str, header: list[Any], main: Any) -> pmui.Page:

@@ -89,7 +89,10 @@ class Map(pn.viewable.Viewer):
         )  # fmt: skip
         self._figure.axis.visible = False
         color: Any = {"field": "bound", "transform": self._mapper}
-        self._figure.scatter("x", "y", source=self._frames, size=5, color=color, fill_alpha=0.75)
+        self._dots = self._figure.scatter(
+            "x", "y", source=self._frames, size=5.5, fill_color=color, line_width=0.7,
+            line_alpha=0.6,
+        )  # fmt: skip
         self._rings = self._figure.scatter(
             "x", "y", source=self._labels, size=9, fill_color=color, line_width=1.8
         )
@@ -309,6 +312,7 @@ class Map(pn.viewable.Viewer):
         theme.style_figure(self._figure, palette)
         self._figure.grid.grid_line_color = None
         self._mapper.nan_color = palette.shade
+        self._dots.glyph.line_color = palette.muted
         self._rings.glyph.line_color = palette.text
         self._squares.glyph.line_color = palette.warn
         self._numbers.glyph.text_color = palette.warn

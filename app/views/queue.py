@@ -359,8 +359,7 @@ def _worst(state: State, q: Query) -> tuple[str, bool]:
     if not known:
         return "", False
     bound, tolerance, scale, unit = max(known, key=lambda b: b[0] / b[1])
-    shown = wording.beside(scale * bound, scale * tolerance)
-    return f"± {shown} {unit}", bound > tolerance
+    return f"± {wording.figures(scale * bound)} {unit}", bound > tolerance
 
 
 def _short(q: Query) -> str:

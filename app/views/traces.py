@@ -76,7 +76,10 @@ _HEAD_CSS = """
   font-variant-numeric: tabular-nums; }
 .head .now:nth-child(2) { margin-left: auto; }
 .head .over { color: var(--fw-bad); }
-@media (max-width: 500px) { .head i { display: none; } .head .now { min-width: 68px; } }
+@media (max-width: 500px) {
+  .head { gap: 5px; } .head i { display: none; } .head .now { min-width: 0; }
+  .head .limit::before { width: 9px; margin-right: 3px; }
+}
 """
 _FOLLOW_CSS = ":host { margin: 0 6px 0 auto !important; } button { padding: 0 8px; height: 24px; }"
 

@@ -262,6 +262,32 @@ def test_labels_computed_by_hand_are_refused_and_accepted(watched, serve, argon)
     expect(page.locator(".badge")).to_have_count(0)  # trusted, without a label bought
 
 
+SLOW_ANSWERS = """
+from panel.io.state import _state
+from panel.reactive import Syncable
+Syncable._debounce = 1500
+_state._unblocked = lambda self, doc: False
+from app.__main__ import main
+main()
+"""
+"""A server that answers late, its messages still on their way: two things happen before."""
+HAS_MAP = """() => Bokeh.documents.some(d => d.roots().some(r =>
+    [...r.references()].some(m => m.css_classes && m.css_classes.includes("map"))))"""
+
+
+def test_a_key_pressed_right_after_a_tab_leaves_both_answered(watched, serve, ran):
+    address = serve(ran, "-c", SLOW_ANSWERS, "serve", str(ran), "--port", "{port}")
+    page = opened(watched, address)
+    wait_for(lambda: page.evaluate(HAS_MAP))
+    page.get_by_role("tab", name="Map").click()
+    page.keyboard.press("?")
+    sheet = page.get_by_text("show or hide this sheet")
+    expect(sheet).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(sheet).to_be_hidden()
+    wait_for(lambda: drawn(pixels(page, ".map canvas")) > 0.005)
+
+
 def test_home_lists_the_campaign_and_leads_to_it(watched, serve, argon):
     directory = argon()
     address = serve(directory)
