@@ -166,6 +166,20 @@ def test_strategies_are_listed_and_labels_learned_from_a_file(flywise, folder):
     assert figures["model"] == "T" and figures["labels"]["trained"] == 1
 
 
+def test_a_pool_is_screened_and_what_is_left_out_is_named(flywise, folder):
+    water, crushed = molecule("H2O"), molecule("H2O")
+    crushed.positions *= 0.2
+    ase.io.write(folder / "pool.xyz", [water, *[crushed] * 6, water], format="extxyz")
+    command = ("screen", "pool.xyz", "-n", "1", "--kernel", "activation", "--out", "one.xyz")
+    code, out, err = flywise(*command)
+    assert code == 0 and "1 of 2, written to one.xyz" in out
+    assert "structure 1: the frame at line" in err and "overlap" in err
+    assert "structure 5:" in err and "structure 6:" not in err
+    assert "6 structures in all" in err
+    figures = json.loads(flywise(*command, "--json")[1])
+    assert list(figures["left_out"]) == ["1", "2", "3", "4", "5", "6"]
+
+
 @pytest.mark.parametrize(
     ("change", "code", "message"),
     [

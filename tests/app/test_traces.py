@@ -112,6 +112,19 @@ def test_zooming_ends_following_and_follow_brings_it_back(shown):
     assert view.following and view._x.start == 0 and view._x.end > campaign.glance().step
 
 
+def test_headings_say_what_the_dashed_lines_stand_for(shown):
+    view, _, campaign = shown
+    glance = campaign.glance()
+    assert "target</i> 20.0<" in view._plots["temperature"]._head.object
+    assert "limit" not in view._plots["energy"]._head.object
+    plot = view._plots["force_bound"]
+    tolerance = glance.state.force_tolerance
+    for value, shown_as in ((1.01 * tolerance, "now over"), (0.99 * tolerance, '"now"')):
+        plot.say(value, glance)
+        assert "tolerance</i> 0.020<" in plot._head.object and shown_as in plot._head.object
+        assert f"{value:.4f}" in plot._head.object
+
+
 def test_a_coordinate_gets_a_plot_of_its_own(shown):
     view, selection, campaign = shown
     selection.coordinate = (0, 1, 2)
