@@ -401,8 +401,9 @@ def _expected(found: dict[str, dict[str, Any]]) -> str:
 def _ranks(found: dict[str, dict[str, Any]]) -> str:
     lines = []
     for name in POOLS:
-        cells = [c for seed in SEEDS if (c := found.get(named(name, "ranks", seed)))]
-        most = [c for seed in SEEDS if (c := found.get(named(name, "attainable", seed)))]
+        seeds = [seed for seed in SEEDS if named(name, "ranks", seed) in found]
+        cells = [found[named(name, "ranks", seed)] for seed in seeds]
+        most = [found.get(named(name, "attainable", seed), {}) for seed in seeds]
         for what in ("force", "energy"):
             if cells:
                 shown: list[Any] = [
