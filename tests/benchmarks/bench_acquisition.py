@@ -262,8 +262,9 @@ def attainable(name: str, seed: int) -> dict[str, float]:
     """Return how well the joint kernel would rank the energies' errors if it were exactly right.
 
     A frame's energy is off by one number, of which a variance says how large it may be, not how
-    large it is: errors drawn from normal distributions with these very variances (the mean of
-    `DRAWS`) rank no better. A force's error is a mean over all atoms, which is ranked better.
+    large it is: this is the correlation of errors drawn from normal distributions with these very
+    variances, the mean of `DRAWS`. Real errors can do better where the variances of frames differ
+    more than the kernel says. A force's error is a mean over all atoms, which is ranked better.
     """
     found, known = rows(name, "joint"), first(name, seed)
     listed = Shortlist(found, has_energy=True, train=[found[i] for i in known])
